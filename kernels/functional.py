@@ -1,0 +1,290 @@
+"""The public operations: shapes are checked here, so that a mistake is told in one line and not from deep inside."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import reference
+from .weights import BranchWeights, TEDWeights
+
+IGNORE = -100  # target of a position that carries no masked word
+_CHUNK = 4096  # masked positions whose vocabulary logits are alive at a time
+
+
+def ted_adapter(
+    x: Tensor,
+    weights: TEDWeights,
+    num_frames: int,
+    *,
+    grid: tuple[int, int] | None = None,
+    class_token: bool = True,
+    sequential: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """TED-Adapter: temporal enhancement plus temporal difference, with residual.
+
+    ``TE = conv1d_frames(x W_e + b_e) V_e + a_e`` on every token;
+    ``TD = conv2d_grid((x_t - x_{t-1}) W_d + b_d) V_d + a_d`` on patch tokens, the first frame's difference being 0;
+    ``y = x + TE + TD``. Class-token rows receive nothing from TD.
+
+    Args:
+        x: tokens (B*T, L, D), the T frames of a clip adjacent, any strides; L = H*W (+ 1 with a class token, first).
+        weights: both branches, see :class:`TEDWeights`; a branch that is None is switched off.
+        num_frames: T, frames a clip, from 1.
+        grid: (H, W) of the patch tokens; by default the square of that many tokens.
+        class_token: whether token 0 of each frame is a class token.
+        sequential: apply TD to the output of the TE residual instead of in parallel.
+        backend: "auto" or "reference".
+
+    Returns:
+        (B*T, L, D), dtype of x.
+
+    Raises:
+        ValueError: shapes that do not fit together, tokens that fill no square grid while none was given.
+        TypeError: x that is not a floating-point tensor.
+
+    Source: M2-CLIP (AAAI 2024), Eqs. 6-8; two weight layouts: separate projections (authors' code), shared (equations).
+    """
+    _check_backend(backend)
+    _check_float("x", x)
+    if x.dim() != 3:
+        raise ValueError(f"x must be (B*T, L, D), got shape {tuple(x.shape)}")
+    if num_frames < 1 or x.shape[0] % num_frames:
+        raise ValueError(f"the first dimension of x ({x.shape[0]}) is not a multiple of num_frames ({num_frames})")
+    grid = patch_grid(x.shape[1] - int(class_token), grid)
+    for name, kernel in (("temporal", (1, 3)), ("difference", (1, 3, 3))):
+        branch = getattr(weights, name)
+        if branch is not None:
+            _check_branch(name, branch, x.shape[2], kernel)
+    return reference.ted_adapter(x, _cast(weights, x.dtype), num_frames, grid, class_token, sequential)
+
+
+def bottleneck_adapter(
+    x: Tensor,
+    down_weight: Tensor,
+    down_bias: Tensor,
+    up_weight: Tensor,
+    up_bias: Tensor,
+    *,
+    activation: str = "gelu",
+    scale: float = 1.0,
+    residual: bool = True,
+    backend: str = "auto",
+) -> Tensor:
+    """Bottleneck adapter ``y = x + scale * (act(x W + b) V + a)``.
+
+    Args:
+        x: tokens (..., D).
+        down_weight, down_bias: (R, D), (R,).
+        up_weight, up_bias: (D, R), (D,).
+        activation: "gelu" (exact), "quick_gelu", "relu" or "none".
+        scale: factor of the branch.
+        residual: whether x itself is added.
+        backend: "auto" or "reference".
+
+    Returns:
+        (..., D), dtype of x.
+
+    Raises:
+        ValueError: shapes that do not fit together, an unknown activation.
+        TypeError: x that is not a floating-point tensor.
+
+    Source: M2-CLIP (AAAI 2024), Eq. 9; Houlsby et al. 2019.
+    """
+    _check_backend(backend)
+    _check_float("x", x)
+    if activation not in reference.ACTIVATIONS:
+        raise ValueError(f"unknown activation {activation!r}; choose from {', '.join(reference.ACTIVATIONS)}")
+    width, dim = down_weight.shape[0], x.shape[-1]
+    expected = (("down_weight", down_weight, (width, dim)), ("down_bias", down_bias, (width,)))
+    for name, tensor, shape in (*expected, ("up_weight", up_weight, (dim, width)), ("up_bias", up_bias, (dim,))):
+        _check_shape(name, tensor, shape)
+    cast = [tensor.to(x.dtype) for tensor in (down_weight, down_bias, up_weight, up_bias)]
+    return reference.bottleneck_adapter(x, *cast, activation, scale, residual)
+
+
+def cosine_cross_entropy(
+    v: Tensor, w: Tensor, targets: Tensor, logit_scale: Tensor, *, backend: str = "auto"
+) -> Tensor:
+    """Cross-modal classification: mean cross-entropy of ``logit_scale * cos(v_i, w_c)`` over all C classes.
+
+    Args:
+        v: video features (B, D), of any length (they are normalised here).
+        w: text features of all classes (C, D), likewise.
+        targets: class indices (B,), int64.
+        logit_scale: 0-d tensor, the multiplier itself and not its logarithm; may require a gradient.
+        backend: "auto" or "reference".
+
+    Returns:
+        0-d float32 (float64 for float64 input); 0 for an empty batch.
+
+    Raises:
+        ValueError: shapes that do not fit together. TypeError: targets that are not integers.
+
+    Source: M2-CLIP (AAAI 2024), Eq. 11.
+    """
+    _check_backend(backend)
+    v, w, logit_scale = _check_pair(v, w, logit_scale)
+    _check_labels("targets", targets, v.shape[0])
+    if v.shape[0] == 0:
+        return (v.sum() + w.sum() + logit_scale) * 0
+    return reference.cosine_cross_entropy(v, w, targets, logit_scale)
+
+
+def soft_target_kl(
+    v: Tensor,
+    w: Tensor,
+    labels: Tensor,
+    logit_scale: Tensor,
+    *,
+    target_scale: float = 10.0,
+    backend: str = "auto",
+) -> Tensor:
+    """Video-text contrastive loss: KL divergence to soft targets, averaged over both directions.
+
+    ``target_i = softmax_j(target_scale * [labels_i = labels_j])``; the loss is the mean over rows of
+    ``KL(target_i || softmax(logit_scale * cos))``, once for video to text and once for text to video.
+
+    Args:
+        v: video features (B, D). w: text features of the same samples (B, D). labels: (B,) int64.
+        logit_scale: 0-d tensor, the multiplier itself.
+        target_scale: sharpness of the target distribution (10 in the authors' code).
+        backend: "auto" or "reference".
+
+    Returns:
+        0-d float32 (float64 for float64 input); 0 for an empty batch.
+
+    Raises:
+        ValueError: shapes that do not fit together. TypeError: labels that are not integers.
+
+    Source: M2-CLIP (AAAI 2024), Eq. 10; targets as in ActionCLIP and the authors' code.
+    """
+    _check_backend(backend)
+    v, w, logit_scale = _check_pair(v, w, logit_scale)
+    _check_labels("labels", labels, v.shape[0])
+    if w.shape[0] != v.shape[0]:
+        raise ValueError(f"v and w must describe the same samples, got {v.shape[0]} and {w.shape[0]}")
+    if v.shape[0] == 0:
+        return (v.sum() + w.sum() + logit_scale) * 0
+    return reference.soft_target_kl(v, w, labels, logit_scale, target_scale)
+
+
+def masked_word_loss(
+    hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, *, divisor: Tensor | float | None = None
+) -> Tensor:
+    """Cross-entropy of the masked words only; positions with target -100 are dropped before any logit is computed.
+
+    Args:
+        hidden: (..., D) features before the vocabulary decoder.
+        weight, bias: decoder (V, D), (V,).
+        targets: (...) int64 word ids, -100 where no word is masked.
+        divisor: what the summed loss is divided by; by default the number of masked words. Training on several
+            processes passes the global count over the number of processes.
+
+    Returns:
+        0-d float32 (float64 for float64 input); exactly 0, with zero gradients, where no word is masked.
+
+    Raises:
+        ValueError: shapes that do not fit together. TypeError: targets that are not integers.
+
+    Source: M2-CLIP (AAAI 2024), Eq. 12 and the head after it.
+    """
+    _check_float("hidden", hidden)
+    dim, dtype = hidden.shape[-1], _loss_dtype(hidden)
+    _check_shape("weight", weight, (weight.shape[0], dim))
+    _check_shape("bias", bias, (weight.shape[0],))
+    if targets.shape != hidden.shape[:-1]:
+        raise ValueError(f"targets must be {tuple(hidden.shape[:-1])} like hidden, got {tuple(targets.shape)}")
+    _check_labels("targets", targets.reshape(-1), targets.numel())
+    masked = (targets != IGNORE).reshape(-1).nonzero().squeeze(1)
+    rows, words = hidden.reshape(-1, dim)[masked].to(dtype), targets.reshape(-1)[masked]
+    weight, bias = weight.to(dtype), bias.to(dtype)
+    if masked.numel() == 0:
+        return (rows.sum() + weight.sum() + bias.sum()) * 0
+    total = torch.stack(
+        [
+            _word_loss_sum(part, weight, bias, ids)
+            for part, ids in zip(rows.split(_CHUNK), words.split(_CHUNK), strict=True)
+        ]
+    ).sum()
+    return total / (masked.numel() if divisor is None else divisor)
+
+
+def _word_loss_sum(rows: Tensor, weight: Tensor, bias: Tensor, words: Tensor) -> Tensor:
+    if hasattr(F, "linear_cross_entropy"):
+        return F.linear_cross_entropy(rows, weight, words, linear_bias=bias, reduction="sum")
+    return reference.masked_word_loss(rows, weight, bias, words)
+
+
+def patch_grid(num_patches: int, grid: tuple[int, int] | None = None) -> tuple[int, int]:
+    """(H, W) of num_patches patch tokens: the given grid, checked, or the square; ValueError if neither fits."""
+    if grid is not None:
+        if grid[0] * grid[1] != num_patches:
+            raise ValueError(f"a grid of {grid[0]}x{grid[1]} does not hold {num_patches} patch tokens")
+        return grid
+    side = math.isqrt(max(num_patches, 0))
+    if side * side != num_patches:
+        raise ValueError(f"{num_patches} patch tokens fill no square grid; pass grid=(H, W)")
+    return side, side
+
+
+def available_backends() -> dict[str, str]:
+    """Backends of this installation and what each is, for `m2clip info`."""
+    return {"reference": "plain PyTorch, any device"}
+
+
+def _cast(weights: TEDWeights, dtype: torch.dtype) -> TEDWeights:
+    def cast(branch: BranchWeights | None) -> BranchWeights | None:
+        return None if branch is None else BranchWeights(*(tensor.to(dtype) for tensor in branch))
+
+    return TEDWeights(cast(weights.temporal), cast(weights.difference), weights.shared)
+
+
+def _check_backend(backend: str) -> None:
+    if backend not in ("auto", *available_backends()):
+        known = ", ".join(("auto", *available_backends()))
+        raise ValueError(f"backend {backend!r} is not available here; choose from {known}")
+
+
+def _check_float(name: str, tensor: Tensor) -> None:
+    if not tensor.is_floating_point():
+        raise TypeError(f"{name} must be a floating-point tensor, got {tensor.dtype}")
+
+
+def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
+
+
+def _check_branch(name: str, branch: BranchWeights, dim: int, kernel: tuple[int, ...]) -> None:
+    width = branch.down_weight.shape[0]
+    shapes = ((width, dim), (width,), (width, *kernel), (width,), (dim, width), (dim,))
+    for field, tensor, shape in zip(branch._fields, branch, shapes, strict=True):
+        _check_shape(f"{name}.{field}", tensor, shape)
+
+
+def _loss_dtype(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def _check_pair(v: Tensor, w: Tensor, logit_scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Checked features, in the dtype the loss is computed in: logits at scale 100 overflow no fp16 then."""
+    _check_float("v", v)
+    _check_float("w", w)
+    if v.dim() != 2 or w.dim() != 2 or v.shape[1] != w.shape[1]:
+        raise ValueError(f"v must be (B, D) and w (C, D), got {tuple(v.shape)} and {tuple(w.shape)}")
+    if logit_scale.dim() != 0:
+        raise ValueError(f"logit_scale must be a 0-d tensor, got shape {tuple(logit_scale.shape)}")
+    dtype = _loss_dtype(v)
+    return v.to(dtype), w.to(dtype), logit_scale.to(dtype)
+
+
+def _check_labels(name: str, labels: Tensor, length: int) -> None:
+    if labels.dtype != torch.int64:
+        raise TypeError(f"{name} must be int64, got {labels.dtype}")
+    if tuple(labels.shape) != (length,):
+        raise ValueError(f"{name} must have shape ({length},), got {tuple(labels.shape)}")

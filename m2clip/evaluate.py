@@ -1,0 +1,279 @@
+"""Score a video model on a list of videos: each video once, its views averaged, every failure counted."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from m2clip import distributed
+from m2clip.errors import InputError
+from m2clip.results import ON_ERROR, EvalResult, Failure, VideoScore, head_scores
+
+FUSION = "mean of softmax over views"
+
+
+class EvalSettings(Protocol):
+    """What evaluation reads from its settings; `m2clip.config.EvalConfig` has these fields."""
+
+    clips: int
+    crops: Any
+    on_error: str
+    batch_size: int
+
+
+def evaluate_model(
+    model: Any,
+    dataset: Any,
+    settings: EvalSettings,
+    *,
+    class_names: Sequence[str] | None = None,
+    device: torch.device | str | None = None,
+    workers: int = 0,
+    precision: str = "fp32",
+    prompt: str | None = None,
+    normalisation: str | None = None,
+    name: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    shard: tuple[int, int] | None = None,
+) -> EvalResult:
+    """Top-1, top-5 and confusion of both heads over a dataset; under torch.distributed every process returns the whole result.
+
+    Args:
+        model: a video model (`m2clip.create_model`); put in evaluation mode and back.
+        dataset: `m2clip.data.clips.ClipDataset` with training=False, whose items have all views of one video, (V, T, 3, H, W).
+        settings: clips and crops (for the record), on_error ("raise", "skip" or "wrong"), batch_size (views a forward pass).
+        class_names: names of the labels in the dataset; None takes the dataset's, else the model's. Where they differ from
+            the model's, the model is asked about them through its text tower and only the similarity is scored.
+        device: where the model runs; None is where its parameters are.
+        workers: decoding processes of this process.
+        precision: "fp32", or "bf16" / "fp16" for autocast.
+        prompt, normalisation, name: recorded in the result; None takes the model's prompt and the dataset's normalisation.
+        progress: called with (videos done, videos of this process).
+        shard: (rank, world size) to score that share alone, without gathering; None takes the process group's.
+
+    Raises:
+        InputError: empty dataset, labels that the class names do not reach, unknown settings, or, with on_error "raise",
+            a video that cannot be scored.
+    """
+    if settings.on_error not in ON_ERROR:
+        raise InputError(f"on_error is {settings.on_error!r}: use {', '.join(ON_ERROR)}")
+    if settings.batch_size < 1:
+        raise InputError(f"batch_size is {settings.batch_size}: it counts views and must be 1 or more")
+    items = dataset.annotations.items
+    names = list(class_names or dataset.annotations.class_names or model.class_names)
+    _check_labels(items, names)
+    rank, size = shard or (distributed.rank(), distributed.world_size())
+    device = torch.device(device) if device is not None else next(model.parameters()).device
+
+    with _scoring_mode(model, names) as own_names:
+        scores = list(_score_shard(model, dataset, settings, own_names, device, workers, precision, progress, rank, size))
+    if shard is None:
+        scores = [score for part in distributed.gather_objects(scores) for score in part]
+    scores.sort(key=lambda score: score.index)
+    failures = [Failure(score.index, str(items[score.index].path), score.error) for score in scores if score.error]
+    if failures and settings.on_error == "raise":
+        raise InputError(f"{failures[0].path}: {failures[0].error} (--on-error skip or wrong goes on without it)")
+
+    heads = {head for score in scores for head in score.ranked}
+    return EvalResult(
+        class_names=names,
+        supervised=head_scores(scores, "supervised", len(names), settings.on_error) if "supervised" in heads else None,
+        zero_shot=head_scores(scores, "zero-shot", len(names), settings.on_error) if "zero-shot" in heads else None,
+        denominator=len(scores) - (len(failures) if settings.on_error == "skip" else 0),
+        failures=failures,
+        on_error=settings.on_error,
+        clips=settings.clips,
+        crops=settings.crops,
+        fusion=FUSION,
+        normalisation=normalisation or _normalisation(dataset),
+        prompt=prompt or str(getattr(model, "prompt", "model default")),
+        list_hash=list_hash(items),
+        list_length=len(items),
+        name=name or model.method,
+    )
+
+
+def list_hash(items: Sequence[Any]) -> str:
+    """First 16 hex digits of SHA-256 over the lines "path<TAB>label", in list order, without the folder common to all paths.
+
+    Args:
+        items: objects with `path` and `label` (`m2clip.data.annotations.VideoItem`).
+    """
+    paths = [os.path.abspath(item.path) for item in items]
+    common = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
+    lines = (f"{Path(os.path.relpath(path, common)).as_posix()}\t{item.label}\n" for path, item in zip(paths, items, strict=True))
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(line.encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()[:16]
+
+
+def fuse_views(logits: Tensor) -> Tensor:
+    """Mean over views of the softmax over classes.
+
+    Args:
+        logits: (V, C), one row a view.
+
+    Returns:
+        (C,) float64 probabilities.
+    """
+    return logits.double().softmax(dim=-1).mean(dim=0)
+
+
+def rank_classes(probabilities: Tensor) -> Tensor:
+    """Class numbers (C,), most probable first; equal scores in the order of their numbers, so that every run agrees.
+
+    Args:
+        probabilities: (C,).
+    """
+    return probabilities.sort(descending=True, stable=True).indices
+
+
+def autocast(device: torch.device, precision: str) -> Any:
+    """The autocast context for "fp32" (none), "bf16" or "fp16".
+
+    Raises:
+        InputError: any other precision.
+    """
+    types = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    if precision == "fp32":
+        return nullcontext()
+    if precision not in types:
+        raise InputError(f"precision is {precision!r}: use fp32, bf16 or fp16")
+    return torch.autocast(device.type, dtype=types[precision])
+
+
+def score_views(
+    model: Any, video: Tensor, device: torch.device, batch_size: int, precision: str = "fp32"
+) -> tuple[Tensor | None, Tensor]:
+    """VC logits (V, C) or None, and similarity (V, C), of V views, batch_size of them a forward pass; both on the CPU.
+
+    Args:
+        model: a video model in evaluation mode.
+        video: (V, T, 3, H, W), normalised.
+        device: where the model is.
+        batch_size: views a forward pass.
+        precision: "fp32", "bf16" or "fp16".
+    """
+    logits, similarity = [], []
+    # no_grad and not inference_mode: text features that the model caches here must stay usable in a later training step.
+    with torch.no_grad(), autocast(device, precision):
+        for part in video.split(batch_size):
+            out = model(part.to(device, non_blocking=True))
+            logits.append(None if out.logits is None else out.logits.float().cpu())
+            similarity.append(out.similarity.float().cpu())
+    supervised = None if any(part is None for part in logits) else torch.cat([part for part in logits if part is not None])
+    return supervised, torch.cat(similarity)
+
+
+@contextmanager
+def _scoring_mode(model: Any, names: list[str]) -> Iterator[bool]:
+    """Evaluation mode and the dataset's class names for a while; yields whether they are the model's own."""
+    training, before = model.training, list(model.class_names)
+    own_names = names == before
+    model.eval()
+    if not own_names:
+        model.set_class_names(names)
+    try:
+        yield own_names
+    finally:
+        if not own_names:
+            model.set_class_names(before)
+        model.train(training)
+
+
+def _score_shard(
+    model: Any,
+    dataset: Any,
+    settings: EvalSettings,
+    own_names: bool,
+    device: torch.device,
+    workers: int,
+    precision: str,
+    progress: Callable[[int, int], None] | None,
+    rank: int,
+    size: int,
+) -> Iterator[VideoScore]:
+    from torch.utils.data import DataLoader
+
+    from m2clip.data.clips import EpochSampler
+
+    sampler = EpochSampler(len(dataset), seed=0, epoch=0, shuffle=False, rank=rank, world_size=size, drop_last=False)
+    # One video a batch: videos may differ in nothing but their pixels, yet a failed one must not take others with it.
+    loader = DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=sampler,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        persistent_workers=False,
+    )
+    total = len(range(rank, len(dataset), size))
+    pending: list[dict[str, Any]] = []
+    done = 0
+    for item in loader:
+        done += 1
+        if item["error"] and settings.on_error == "raise" and size == 1:
+            path = dataset.annotations.items[item["index"]].path
+            raise InputError(f"{path}: {item['error']} (--on-error skip or wrong goes on without it)")
+        pending.append(item)
+        views = sum(0 if waiting["error"] else len(waiting["video"]) for waiting in pending)
+        if views >= settings.batch_size or done == total:
+            yield from _score_videos(model, pending, settings, own_names, device, precision)
+            pending = []
+        if progress is not None:
+            progress(done, total)
+    yield from _score_videos(model, pending, settings, own_names, device, precision)
+
+
+def _score_videos(
+    model: Any,
+    pending: list[dict[str, Any]],
+    settings: EvalSettings,
+    own_names: bool,
+    device: torch.device,
+    precision: str,
+) -> Iterator[VideoScore]:
+    """The scores of a few videos, their views sharing forward passes."""
+    readable = [item for item in pending if not item["error"]]
+    for item in pending:
+        if item["error"]:
+            yield VideoScore(int(item["index"]), int(item["label"]), {}, str(item["error"]))
+    if not readable:
+        return
+    counts = [len(item["video"]) for item in readable]
+    video = torch.cat([item["video"] for item in readable])
+    supervised, similarity = score_views(model, video, device, settings.batch_size, precision)
+    heads = {"zero-shot": similarity} if supervised is None or not own_names else {"supervised": supervised, "zero-shot": similarity}
+    parts = {head: values.split(counts) for head, values in heads.items()}
+    for number, item in enumerate(readable):
+        fused = {head: fuse_views(views[number]) for head, views in parts.items()}
+        finite = all(bool(torch.isfinite(values).all()) for values in fused.values())
+        ranked = {head: rank_classes(values).tolist() for head, values in fused.items()} if finite else {}
+        # A NaN compares as smaller than nothing: without this a diverged model would be scored as if it had answered.
+        error = None if finite else "the model's scores are not finite numbers"
+        label = int(item["label"])
+        places = {head: order.index(label) for head, order in ranked.items()}
+        yield VideoScore(
+            int(item["index"]), label, {head: (order[0], places[head]) for head, order in ranked.items()}, error
+        )
+
+
+def _check_labels(items: Sequence[Any], names: list[str]) -> None:
+    if not items:
+        raise InputError("the list has no video to evaluate")
+    outside = next((item for item in items if not 0 <= item.label < len(names)), None)
+    if outside is not None:
+        raise InputError(f"{outside.path} has label {outside.label}, but there are {len(names)} class names (0 to {len(names) - 1})")
+
+
+def _normalisation(dataset: Any) -> str:
+    return str(getattr(dataset.settings, "normalize", "clip"))
