@@ -6,7 +6,6 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,27 +40,29 @@ def evaluate_model(
     prompt: str | None = None,
     normalisation: str | None = None,
     name: str | None = None,
+    adapters_off: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
     shard: tuple[int, int] | None = None,
 ) -> EvalResult:
-    """Top-1, top-5 and confusion of both heads over a dataset; under torch.distributed every process returns the whole result.
+    """Top-1, top-5 and confusion of both heads over a dataset; each process of a group returns the whole result.
 
     Args:
         model: a video model (`m2clip.create_model`); put in evaluation mode and back.
-        dataset: `m2clip.data.clips.ClipDataset` with training=False, whose items have all views of one video, (V, T, 3, H, W).
-        settings: clips and crops (for the record), on_error ("raise", "skip" or "wrong"), batch_size (views a forward pass).
-        class_names: names of the labels in the dataset; None takes the dataset's, else the model's. Where they differ from
-            the model's, the model is asked about them through its text tower and only the similarity is scored.
+        dataset: `m2clip.data.clips.ClipDataset` with training=False: an item has all views of a video, (V, T, 3, H, W).
+        settings: clips and crops (recorded), on_error ("raise", "skip" or "wrong"), batch_size (views a forward pass).
+        class_names: names of the labels in the dataset; None takes the dataset's, else the model's. Where they differ
+            from the model's, it is asked about them through its text tower and only the similarity is scored.
         device: where the model runs; None is where its parameters are.
         workers: decoding processes of this process.
         precision: "fp32", or "bf16" / "fp16" for autocast.
-        prompt, normalisation, name: recorded in the result; None takes the model's prompt and the dataset's normalisation.
+        prompt, normalisation, name: recorded; None takes the model's prompt and method and the dataset's normalisation.
+        adapters_off: "visual" and/or "text": adapters switched off while scoring.
         progress: called with (videos done, videos of this process).
         shard: (rank, world size) to score that share alone, without gathering; None takes the process group's.
 
     Raises:
-        InputError: empty dataset, labels that the class names do not reach, unknown settings, or, with on_error "raise",
-            a video that cannot be scored.
+        InputError: empty dataset, labels that the class names do not reach, unknown settings, no video that can be
+            scored, or, with on_error "raise", one that cannot.
     """
     if settings.on_error not in ON_ERROR:
         raise InputError(f"on_error is {settings.on_error!r}: use {', '.join(ON_ERROR)}")
@@ -73,8 +74,10 @@ def evaluate_model(
     rank, size = shard or (distributed.rank(), distributed.world_size())
     device = torch.device(device) if device is not None else next(model.parameters()).device
 
-    with _scoring_mode(model, names) as own_names:
-        scores = list(_score_shard(model, dataset, settings, own_names, device, workers, precision, progress, rank, size))
+    with _scoring_mode(model, names, adapters_off) as own_names:
+        scores = list(
+            _score_shard(model, dataset, settings, own_names, device, workers, precision, progress, rank, size)
+        )
     if shard is None:
         scores = [score for part in distributed.gather_objects(scores) for score in part]
     scores.sort(key=lambda score: score.index)
@@ -83,6 +86,10 @@ def evaluate_model(
         raise InputError(f"{failures[0].path}: {failures[0].error} (--on-error skip or wrong goes on without it)")
 
     heads = {head for score in scores for head in score.ranked}
+    if not heads:
+        raise InputError(
+            f"none of the {len(scores)} videos could be scored; the first: {failures[0].path}: {failures[0].error}"
+        )
     return EvalResult(
         class_names=names,
         supervised=head_scores(scores, "supervised", len(names), settings.on_error) if "supervised" in heads else None,
@@ -98,18 +105,24 @@ def evaluate_model(
         list_hash=list_hash(items),
         list_length=len(items),
         name=name or model.method,
+        adapters_off=list(adapters_off),
     )
 
 
 def list_hash(items: Sequence[Any]) -> str:
-    """First 16 hex digits of SHA-256 over the lines "path<TAB>label", in list order, without the folder common to all paths.
+    """First 16 hex digits of SHA-256 over the lines "path<TAB>label" in list order.
+
+    The folder common to all paths is left out, so that the hash is the same on every machine.
 
     Args:
         items: objects with `path` and `label` (`m2clip.data.annotations.VideoItem`).
     """
     paths = [os.path.abspath(item.path) for item in items]
     common = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
-    lines = (f"{Path(os.path.relpath(path, common)).as_posix()}\t{item.label}\n" for path, item in zip(paths, items, strict=True))
+    lines = (
+        f"{Path(os.path.relpath(path, common)).as_posix()}\t{item.label}\n"
+        for path, item in zip(paths, items, strict=True)
+    )
     digest = hashlib.sha256()
     for line in lines:
         digest.update(line.encode("utf-8", "surrogateescape"))
@@ -164,18 +177,20 @@ def score_views(
         precision: "fp32", "bf16" or "fp16".
     """
     logits, similarity = [], []
-    # no_grad and not inference_mode: text features that the model caches here must stay usable in a later training step.
+    # no_grad and not inference_mode: text features that the model caches here must stay usable in a training step.
     with torch.no_grad(), autocast(device, precision):
         for part in video.split(batch_size):
             out = model(part.to(device, non_blocking=True))
             logits.append(None if out.logits is None else out.logits.float().cpu())
             similarity.append(out.similarity.float().cpu())
-    supervised = None if any(part is None for part in logits) else torch.cat([part for part in logits if part is not None])
+    supervised = (
+        None if any(part is None for part in logits) else torch.cat([part for part in logits if part is not None])
+    )
     return supervised, torch.cat(similarity)
 
 
 @contextmanager
-def _scoring_mode(model: Any, names: list[str]) -> Iterator[bool]:
+def _scoring_mode(model: Any, names: list[str], adapters_off: Sequence[str]) -> Iterator[bool]:
     """Evaluation mode and the dataset's class names for a while; yields whether they are the model's own."""
     training, before = model.training, list(model.class_names)
     own_names = names == before
@@ -183,7 +198,8 @@ def _scoring_mode(model: Any, names: list[str]) -> Iterator[bool]:
     if not own_names:
         model.set_class_names(names)
     try:
-        yield own_names
+        with model.adapters_disabled(*adapters_off) if adapters_off else nullcontext():
+            yield own_names
     finally:
         if not own_names:
             model.set_class_names(before)
@@ -218,9 +234,7 @@ def _score_shard(
     )
     total = len(range(rank, len(dataset), size))
     pending: list[dict[str, Any]] = []
-    done = 0
-    for item in loader:
-        done += 1
+    for done, item in enumerate(loader, start=1):
         if item["error"] and settings.on_error == "raise" and size == 1:
             path = dataset.annotations.items[item["index"]].path
             raise InputError(f"{path}: {item['error']} (--on-error skip or wrong goes on without it)")
@@ -252,7 +266,11 @@ def _score_videos(
     counts = [len(item["video"]) for item in readable]
     video = torch.cat([item["video"] for item in readable])
     supervised, similarity = score_views(model, video, device, settings.batch_size, precision)
-    heads = {"zero-shot": similarity} if supervised is None or not own_names else {"supervised": supervised, "zero-shot": similarity}
+    heads = (
+        {"zero-shot": similarity}
+        if supervised is None or not own_names
+        else {"supervised": supervised, "zero-shot": similarity}
+    )
     parts = {head: values.split(counts) for head, values in heads.items()}
     for number, item in enumerate(readable):
         fused = {head: fuse_views(views[number]) for head, views in parts.items()}
@@ -272,7 +290,9 @@ def _check_labels(items: Sequence[Any], names: list[str]) -> None:
         raise InputError("the list has no video to evaluate")
     outside = next((item for item in items if not 0 <= item.label < len(names)), None)
     if outside is not None:
-        raise InputError(f"{outside.path} has label {outside.label}, but there are {len(names)} class names (0 to {len(names) - 1})")
+        raise InputError(
+            f"{outside.path} has label {outside.label}, but there are {len(names)} class names (0 to {len(names) - 1})"
+        )
 
 
 def _normalisation(dataset: Any) -> str:

@@ -55,7 +55,7 @@ class EvalResult:
 
     Attributes:
         class_names: names of the classes, in the order of their numbers.
-        denominator: videos that the accuracies are shares of: all of the list, less the failures where those are skipped.
+        denominator: videos that the accuracies are shares of: the whole list, less failures where those are skipped.
         failures: videos that could not be scored.
         on_error: "raise", "skip" or "wrong" (a failure counts as an error).
         clips, crops: views of a video.
@@ -150,7 +150,8 @@ def head_scores(scores: Sequence[VideoScore], head: str, num_classes: int, on_er
     confusion = multiclass_confusion_matrix(predicted, labels, num_classes=num_classes)
     videos = torch.tensor([score.label for score in counted], dtype=torch.int64).bincount(minlength=num_classes)
     per_class = [
-        int(confusion[number, number]) / int(videos[number]) if videos[number] else None for number in range(num_classes)
+        int(confusion[number, number]) / int(videos[number]) if videos[number] else None
+        for number in range(num_classes)
     ]
     return HeadScores(
         top1=sum(place == 0 for place in places) / total,
