@@ -102,7 +102,7 @@ def prompt_name(name: str) -> str:
 
 
 def match_key(name: str) -> str:
-    """A form of a class name that ignores case, spaces, underscores, brackets and quotes, to match names across sources."""
+    """A class name without case, spaces, underscores, brackets and quotes, to match names across sources."""
     return re.sub(r"[\s_\[\]'\"]+", "", name).lower()
 
 

@@ -92,12 +92,12 @@ def test_kinetics_flat(tmp_path: Path) -> None:
 
 
 def test_kinetics_class_folders_split_and_built_in_names(tmp_path: Path) -> None:
-    (tmp_path / "petting_animal_(not_cats)").mkdir()
+    (tmp_path / "petting_animal_(not_cat)").mkdir()
     (tmp_path / "abseiling").mkdir()
     annotations = load_annotations(write(tmp_path / "k.csv", KINETICS), class_names="k400", split="train")
     names = load_class_names("k400")
     assert pairs(annotations) == [
-        ("petting_animal_(not_cats)/-abc_123_000003_000013.mp4", names.index("petting animal (not cat)")),
+        ("petting_animal_(not_cat)/-abc_123_000003_000013.mp4", names.index("petting animal (not cat)")),
         ("abseiling/x_000150_000160.mp4", names.index("abseiling")),
     ]
 
