@@ -43,8 +43,8 @@ def init(timeout_seconds: float = 1800.0, device: str | torch.device | None = No
 
     Args:
         timeout_seconds: how long a collective may wait for the other processes before it fails, in seconds.
-        device: "cpu", "cuda" or "cuda:N"; None takes this process's GPU where there is one, else the CPU. The group uses nccl
-            on GPUs and gloo on CPUs.
+        device: "cpu", "cuda" or "cuda:N"; None takes this process's GPU where there is one, else the CPU.
+            The group uses nccl on GPUs and gloo on CPUs.
 
     Raises:
         InputError: torchrun's environment is incomplete, or a GPU was asked for that is not there.
@@ -96,9 +96,9 @@ class _AllGather(torch.autograd.Function):
 def all_gather_with_grad(x: Tensor) -> Tensor:
     """Concatenate x of every process along its first dimension, in rank order, keeping the gradient.
 
-    The gradient of a row is the sum over all processes of their gradients for that row. With a loss that every process computes
-    over the whole gathered batch, averaging parameter gradients (as DistributedDataParallel does) gives exactly the
-    gradient of that loss.
+    The gradient of a row is the sum over all processes of their gradients for that row. With a loss that every process
+    computes over the whole gathered batch, averaging parameter gradients (as DistributedDataParallel does) gives
+    exactly the gradient of that loss.
 
     Args:
         x: (B, ...), the same shape and type on every process.
@@ -110,7 +110,7 @@ def all_gather_with_grad(x: Tensor) -> Tensor:
 
 
 def all_gather(x: Tensor) -> Tensor:
-    """Concatenate x (B, ...), same shape on every process, along its first dimension in rank order, without gradient."""
+    """`all_gather_with_grad` without the gradient: x (B, ...), same shape on every process -> (world size * B, ...)."""
     if world_size() == 1:
         return x
     parts = [torch.empty_like(x) for _ in range(world_size())]
@@ -134,7 +134,7 @@ def sum_scalars(values: dict[str, float], device: torch.device | str = "cpu") ->
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """The value of every process, in rank order, on every process. Only for values made by this program's own processes."""
+    """The value of every process, in rank order, on every process; pickled, but only between our own processes."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()

@@ -1,0 +1,89 @@
+"""AdamW over a model's parameter groups, with linear learning-rate scaling, warm-up and cosine decay by step."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from m2clip.errors import InputError
+
+REFERENCE_BATCH = 256
+
+
+def scaled_lr(lr: float, samples: int) -> float:
+    """Peak learning rate for `samples` clips a step, from `lr` for 256 (linear scaling, Goyal et al. 2017)."""
+    return lr * samples / REFERENCE_BATCH
+
+
+class WarmupCosine:
+    """Factor on the learning rate at each optimiser step: linear warm-up, then a cosine to 0 at the end.
+
+    Step k of W warm-up steps has factor (k + 1) / W, so that the first step is not lost and the last of them is at the
+    peak; after that 0.5 (1 + cos(pi (k - W) / (N - W))), with N steps in all.
+
+    Args:
+        total_steps: N, 1 or more.
+        warmup_steps: W, 0 or more.
+    """
+
+    def __init__(self, total_steps: int, warmup_steps: int) -> None:
+        if total_steps < 1 or warmup_steps < 0:
+            raise InputError(
+                f"a schedule needs 1 or more steps and no negative warm-up, not {total_steps} and {warmup_steps}"
+            )
+        self.total_steps = total_steps
+        self.warmup_steps = warmup_steps
+
+    def factor(self, step: int) -> float:
+        """Factor at optimiser step `step`, counted from 0."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        rest = max(1, self.total_steps - self.warmup_steps)
+        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (step - self.warmup_steps) / rest)))
+
+    def apply(self, optimizer: torch.optim.Optimizer, step: int) -> float:
+        """Set every group's learning rate for this step; returns the rate of a group with lr_scale 1."""
+        factor = self.factor(step)
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+        return float(optimizer.defaults["lr"]) * factor
+
+
+def build_optimizer(
+    model: Any, *, lr: float, samples_per_step: int, weight_decay: float, text_lr_scale: float | None = None
+) -> torch.optim.AdamW:
+    """AdamW over `model.parameter_groups()`.
+
+    Args:
+        model: a video model; each group has "name", "params", "lr_scale" and "weight_decay" (bool).
+        lr: learning rate for 256 clips a step.
+        samples_per_step: clips of one optimiser step, over all processes and accumulated passes.
+        weight_decay: decoupled decay of the groups that have it (biases do not).
+        text_lr_scale: factor on the rate of groups whose name contains "text", in place of theirs; None keeps theirs.
+
+    Raises:
+        InputError: the model has nothing to train.
+    """
+    peak = scaled_lr(lr, samples_per_step)
+    groups = []
+    for group in model.parameter_groups():
+        scale = group["lr_scale"]
+        if text_lr_scale is not None and "text" in group["name"]:
+            scale = text_lr_scale
+        if group["params"]:
+            groups.append(
+                {
+                    "name": group["name"],
+                    "params": list(group["params"]),
+                    "peak_lr": peak * scale,
+                    "lr": peak * scale,
+                    "weight_decay": weight_decay if group["weight_decay"] else 0.0,
+                }
+            )
+    if not groups:
+        raise InputError(
+            f"model.method {model.method!r} has no trained tensors: choose another method, or evaluate it as it is"
+        )
+    return torch.optim.AdamW(groups, lr=peak, weight_decay=weight_decay)
