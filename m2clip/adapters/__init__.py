@@ -1,0 +1,6 @@
+"""Adapters as modules, usable in any vision or text transformer."""
+
+from .ted import FrameFeatureAdapter, TEDAdapter
+from .text import TextAdapter
+
+__all__ = ["FrameFeatureAdapter", "TEDAdapter", "TextAdapter"]

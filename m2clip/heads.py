@@ -1,0 +1,92 @@
+"""The heads of the multi-task decoder that own parameters: masked words and visual classification."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from m2clip.kernels import masked_word_loss
+
+from .adapters import TextAdapter
+from .towers import Block
+
+
+class WordPredictionHead(nn.Module):
+    """BERT's masked-word head: Linear, GELU, LayerNorm, decoder to the vocabulary with bias.
+
+    Args:
+        dim: token width D_l.
+        vocab_size: number of words.
+        tied: a frozen (V, D_l) embedding to decode with; by default the decoder is trained.
+
+    Source: M2-CLIP (AAAI 2024) after Eq. 12; BERT (Devlin et al. 2018).
+    """
+
+    def __init__(self, dim: int, vocab_size: int, tied: nn.Embedding | None = None) -> None:
+        super().__init__()
+        self.dense = nn.Linear(dim, dim)
+        self.norm = nn.LayerNorm(dim, eps=1e-12)
+        self.decoder = nn.Parameter(nn.Linear(dim, vocab_size, bias=False).weight.detach()) if tied is None else None
+        self.tied = tied
+        self.bias = nn.Parameter(self.dense.weight.new_zeros(vocab_size))
+
+    def loss(self, hidden: Tensor, targets: Tensor, divisor: Tensor | float | None = None) -> Tensor:
+        """Cross-entropy of hidden states (..., D_l) at positions with word targets (...), -100 elsewhere."""
+        hidden = self.norm(F.gelu(self.dense(hidden)))
+        weight = self.tied.weight if self.decoder is None else self.decoder
+        return masked_word_loss(hidden, weight, self.bias, targets, divisor=divisor)
+
+
+class CrossModalWordHead(nn.Module):
+    """Predicts masked words of a label text from the text and the frames of its video (CMLM).
+
+    ``w* = z + CA(LN(z), LN([v_1 .. v_T])); w_hat = A(w*); w_m = w_hat + MLP(LN(w_hat))``, where CA, LN and MLP are
+    those of the last text block, frozen, and only the adapter A is trained; then ln_final and the word prediction.
+
+    Args:
+        block: the last block of the text tower, shared.
+        ln_final: the text tower's final layer norm, shared.
+        adapter: the adapter before the FFN.
+        words: the prediction head.
+
+    Raises:
+        ValueError: at the call, where frame features are not as wide as text tokens.
+
+    Source: M2-CLIP (AAAI 2024), Eq. 12.
+    """
+
+    def __init__(self, block: Block, ln_final: nn.Module, adapter: TextAdapter, words: WordPredictionHead) -> None:
+        super().__init__()
+        self.block, self.ln_final, self.adapter, self.words = block, ln_final, adapter, words
+
+    def forward(self, hidden: Tensor, frame_features: Tensor) -> Tensor:
+        """Features (B, K, D_l) before the word prediction, from text states (B, K, D_l) and frames (B, T, D_vl).
+
+        Text tokens look at frames only, never at each other, so it is enough to send the masked ones.
+        """
+        if frame_features.shape[-1] != hidden.shape[-1]:
+            raise ValueError(
+                f"frame features are {frame_features.shape[-1]} wide and text tokens {hidden.shape[-1]}: "
+                "cross-modal masked language modelling needs equal widths"
+            )
+        block = self.block
+        hidden = hidden + block.ls_1(block.attend(block.ln_1(hidden), block.ln_1(frame_features)))
+        return self.ln_final(block.mlp_half(self.adapter(hidden)))
+
+
+class ClassificationHead(nn.Module):
+    """Dropout and a linear classifier on a video feature (VC). Source: M2-CLIP (AAAI 2024), visual classification head.
+
+    Args:
+        dim: feature width. num_classes: C. dropout: probability.
+
+    Shape: (B, dim) -> (B, C).
+    """
+
+    def __init__(self, dim: int, num_classes: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(dim, num_classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.fc(self.dropout(features))

@@ -1,0 +1,69 @@
+"""The methods, and the one function that builds them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from m2clip.errors import InputError
+from m2clip.text import PromptTokenizer
+
+from .base import Output, VideoModel
+from .frozen import FrozenCLIP, FrozenOptions
+from .m2clip import M2CLIP, PRESETS, M2CLIPOptions
+
+
+class Method(NamedTuple):
+    """A method's model, its typed options, its presets and the preset used when none is named."""
+
+    model: type[VideoModel]
+    options: type
+    presets: dict[str, dict[str, Any]]
+    default_preset: str
+
+
+METHODS = {
+    "m2clip": Method(M2CLIP, M2CLIPOptions, PRESETS, "official"),
+    "clip": Method(FrozenCLIP, FrozenOptions, {"default": {}}, "default"),
+}
+
+__all__ = ["METHODS", "Method", "Output", "VideoModel", "create_model"]
+
+
+def create_model(
+    method: str,
+    clip: nn.Module,
+    class_names: Sequence[str],
+    num_frames: int = 8,
+    preset: str | None = None,
+    tokenizer: PromptTokenizer | None = None,
+    **options: Any,
+) -> VideoModel:
+    """Build a video model on a CLIP.
+
+    Args:
+        method: "m2clip", or "clip" for frozen CLIP.
+        clip: an open_clip CLIP with a ViT; its modules are shared with the model and frozen.
+        class_names: names of the C classes, label i being the i-th name.
+        num_frames: T, frames a clip.
+        preset: named options of the method; for "m2clip" "official" (the authors' code, default) or "paper".
+        tokenizer: where the CLIP does not use the standard tokenizer.
+        options: fields of the method's options, in place of the preset's.
+
+    Raises:
+        InputError: an unknown method, preset or option, or values that do not fit the CLIP.
+    """
+    entry = METHODS.get(method)
+    if entry is None:
+        raise InputError(f"unknown method {method!r}; choose from {', '.join(METHODS)}")
+    preset = preset or entry.default_preset
+    if preset not in entry.presets:
+        raise InputError(f"method {method!r} has no preset {preset!r}; choose from {', '.join(entry.presets)}")
+    known = [f.name for f in fields(entry.options)]
+    for name in options:
+        if name not in known:
+            raise InputError(f"method {method!r} has no option {name!r}; its options are {', '.join(known)}")
+    return entry.model(clip, class_names, num_frames, entry.options(**{**entry.presets[preset], **options}), tokenizer)
