@@ -1,0 +1,208 @@
+"""PyAV as a video reader, and the scan of a file's packets that defines its frames for every reader."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from m2clip.data.video_base import Video, VideoError, check_file
+
+if TYPE_CHECKING:
+    import av
+
+# Containers whose packets carry a presentation time and whose seeking lands on the key frame asked for.
+_INDEXED_CONTAINERS = frozenset(["mov", "mp4", "matroska", "webm", "avi"])
+
+
+class PyAVVideo(Video):
+    """PyAV. Files of well-behaved containers are sought by key frame; others are decoded from their start."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._container, self._stream = _open_container(path)
+        try:
+            self._scan()
+        except BaseException:
+            self.close()
+            raise
+
+    def _scan(self) -> None:
+        import av
+
+        stream = self._stream
+        shown: list[int] = []
+        keys: list[int] = []
+        timed = bool(_INDEXED_CONTAINERS & set(self._container.format.name.split(",")))
+        last_key: int | None = None
+        # Whether every packet is a frame to show and none is shown before the key frame it follows.
+        self.plain = True
+        try:
+            for packet in self._container.demux(stream):
+                if not packet.size:
+                    continue
+                if packet.is_corrupt:
+                    raise VideoError(f"{self.path}: truncated or damaged: a frame is incomplete")
+                if packet.pts is None:
+                    timed = False
+                    continue
+                if packet.is_keyframe:
+                    last_key = packet.pts
+                    keys.append(packet.pts)
+                elif last_key is None or packet.pts < last_key:
+                    self.plain = False
+                if packet.is_discard:
+                    self.plain = False
+                else:
+                    shown.append(packet.pts)
+        except av.FFmpegError as error:
+            raise VideoError(f"{self.path}: truncated or damaged: {_reason(error)}") from None
+        shown.sort()
+        self.times: list[int] | None = shown
+        self._keys = sorted(keys)
+        if not timed or len(set(shown)) < len(shown) or not keys:
+            self.times, self.plain = None, False
+            self.num_frames = self._count()
+        else:
+            self.num_frames = len(shown)
+        if not self.num_frames:
+            raise VideoError(f"{self.path}: has a video stream of 0 frames")
+        self.fps = self._frame_rate(shown)
+
+    def _count(self) -> int:
+        """Frames that the decoder gives from start to end; the only safe count where packets carry no times."""
+        self._rewind()
+        return sum(1 for _ in self._decoded())
+
+    def _frame_rate(self, shown: list[int]) -> float:
+        if self.num_frames == 1:
+            return math.nan
+        if len(shown) == self.num_frames:
+            seconds = float((shown[-1] - shown[0]) * self._stream.time_base)
+            rate = (self.num_frames - 1) / seconds if seconds > 0 else 0.0
+        else:
+            rate = float(self._stream.average_rate or 0)
+        if not rate > 0:
+            raise VideoError(f"{self.path}: frame rate 0: its {self.num_frames} frames have no times of their own")
+        return rate
+
+    def _rewind(self) -> None:
+        self._container.close()
+        self._container, self._stream = _open_container(self.path)
+
+    def _decoded(self) -> Iterator[av.VideoFrame]:
+        """Frames in presentation order from the current position; damaged packets give none."""
+        import av
+
+        for packet in self._container.demux(self._stream):
+            try:
+                yield from packet.decode()
+            except av.error.InvalidDataError:
+                continue
+
+    def _read_sorted(self, indices: list[int]) -> Tensor:
+        import av
+
+        try:
+            if self.times is None:
+                found = self._read_by_rank(indices)
+            else:
+                found = self._read_by_time([self.times[index] for index in indices])
+        except av.FFmpegError as error:
+            raise VideoError(f"{self.path}: cannot be decoded: {_reason(error)}") from None
+        if len(found) < len(indices):
+            missing = indices[len(found)]
+            raise VideoError(f"{self.path}: damaged: frame {missing} of {self.num_frames} cannot be decoded")
+        if len({frame.shape for frame in found}) > 1:
+            raise VideoError(f"{self.path}: the frame size changes within the video")
+        return torch.stack(found)
+
+    def _read_by_rank(self, indices: list[int]) -> list[Tensor]:
+        self._rewind()
+        wanted, last = set(indices), indices[-1]
+        found = []
+        for rank, frame in enumerate(self._decoded()):
+            if rank in wanted:
+                found.append(_upright(frame))
+            if rank >= last:
+                break
+        return found
+
+    def _read_by_time(self, times: list[int]) -> list[Tensor]:
+        """The frames at ascending presentation times, up to the first that cannot be found."""
+        found: list[Tensor] = []
+        while len(found) < len(times):
+            before = len(found)
+            key = self._key_before(times[before])
+            # The run of wanted frames that no later key frame is closer to is decoded in one go.
+            run = [time for time in times[before:] if self._key_before(time) == key]
+            self._container.seek(self._keys[key], stream=self._stream, backward=True, any_frame=False)
+            found += self._decode_run(run)
+            if len(found) < before + len(run):
+                # A seek may land late in a file with a broken index; the start of the file is always right.
+                self._rewind()
+                found[before:] = self._decode_run(run)
+            if len(found) < before + len(run):
+                break
+        return found
+
+    def _key_before(self, time: int) -> int:
+        return max(bisect_right(self._keys, time) - 1, 0)
+
+    def _decode_run(self, times: list[int]) -> list[Tensor]:
+        import av
+
+        wanted, found = set(times), []
+        context = self._stream.codec_context
+        for packet in self._container.demux(self._stream):
+            # Frames that no other frame refers to need not be decoded unless they are asked for.
+            context.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in wanted else "NONREF"
+            try:
+                frames = packet.decode()
+            except av.error.InvalidDataError:
+                continue
+            for frame in frames:
+                if frame.pts in wanted:
+                    found.append(_upright(frame))
+                if frame.pts is not None and frame.pts >= times[-1]:
+                    return found
+        return found
+
+    def close(self) -> None:
+        self._container.close()
+
+
+def _open_container(path: Path) -> tuple[av.container.InputContainer, av.video.stream.VideoStream]:
+    import av
+
+    check_file(path)
+    try:
+        container = av.open(str(path))
+    except (av.FFmpegError, ValueError) as error:
+        raise VideoError(f"{path}: not a readable video ({_reason(error)})") from None
+    if not container.streams.video:
+        container.close()
+        raise VideoError(f"{path}: has no video stream" + (", only sound" if container.streams.audio else ""))
+    stream = container.streams.video[0]
+    if stream.codec_context is None:
+        container.close()
+        raise VideoError(f"{path}: no decoder for its video stream")
+    # One thread: many videos are decoded side by side in the loader's workers.
+    stream.thread_count = 1
+    return container, stream
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error).splitlines()[0]
+
+
+def _upright(frame: av.VideoFrame) -> Tensor:
+    """(3, H, W) uint8 of one decoded frame, turned as its display matrix says."""
+    image = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
+    quarter_turns = round(frame.rotation / 90) % 4
+    return torch.rot90(image, quarter_turns, (1, 2)) if quarter_turns else image
