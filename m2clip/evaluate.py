@@ -22,8 +22,6 @@ FUSION = "mean of softmax over views"
 class EvalSettings(Protocol):
     """What evaluation reads from its settings; `m2clip.config.EvalConfig` has these fields."""
 
-    clips: int
-    crops: Any
     on_error: str
     batch_size: int
 
@@ -38,7 +36,6 @@ def evaluate_model(
     workers: int = 0,
     precision: str = "fp32",
     prompt: str | None = None,
-    normalisation: str | None = None,
     name: str | None = None,
     adapters_off: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
@@ -49,13 +46,13 @@ def evaluate_model(
     Args:
         model: a video model (`m2clip.create_model`); put in evaluation mode and back.
         dataset: `m2clip.data.clips.ClipDataset` with training=False: an item has all views of a video, (V, T, 3, H, W).
-        settings: clips and crops (recorded), on_error ("raise", "skip" or "wrong"), batch_size (views a forward pass).
+        settings: on_error ("raise", "skip" or "wrong") and batch_size (views a forward pass).
         class_names: names of the labels in the dataset; None takes the dataset's, else the model's. Where they differ
             from the model's, it is asked about them through its text tower and only the similarity is scored.
         device: where the model runs; None is where its parameters are.
         workers: decoding processes of this process.
         precision: "fp32", or "bf16" / "fp16" for autocast.
-        prompt, normalisation, name: recorded; None takes the model's prompt and method and the dataset's normalisation.
+        prompt, name: recorded; None takes the model's prompt and method.
         adapters_off: "visual" and/or "text": adapters switched off while scoring.
         progress: called with (videos done, videos of this process).
         shard: (rank, world size) to score that share alone, without gathering; None takes the process group's.
@@ -83,13 +80,12 @@ def evaluate_model(
     scores.sort(key=lambda score: score.index)
     failures = [Failure(score.index, str(items[score.index].path), score.error) for score in scores if score.error]
     if failures and settings.on_error == "raise":
-        raise InputError(f"{failures[0].path}: {failures[0].error} (--on-error skip or wrong goes on without it)")
+        raise InputError(f"{failures[0].describe()} (--on-error skip or wrong goes on without it)")
 
+    views = dataset.settings
     heads = {head for score in scores for head in score.ranked}
     if not heads:
-        raise InputError(
-            f"none of the {len(scores)} videos could be scored; the first: {failures[0].path}: {failures[0].error}"
-        )
+        raise InputError(f"none of the {len(scores)} videos could be scored; the first: {failures[0].describe()}")
     return EvalResult(
         class_names=names,
         supervised=head_scores(scores, "supervised", len(names), settings.on_error) if "supervised" in heads else None,
@@ -97,10 +93,12 @@ def evaluate_model(
         denominator=len(scores) - (len(failures) if settings.on_error == "skip" else 0),
         failures=failures,
         on_error=settings.on_error,
-        clips=settings.clips,
-        crops=settings.crops,
+        clips=views.clips,
+        crops=views.crops,
+        frames=f"{views.num_frames} {views.sampling}"
+        + (f", stride {views.stride}" if views.sampling == "dense" else ""),
         fusion=FUSION,
-        normalisation=normalisation or _normalisation(dataset),
+        normalisation=views.normalize,
         prompt=prompt or str(getattr(model, "prompt", "model default")),
         list_hash=list_hash(items),
         list_length=len(items),
@@ -237,7 +235,8 @@ def _score_shard(
     for done, item in enumerate(loader, start=1):
         if item["error"] and settings.on_error == "raise" and size == 1:
             path = dataset.annotations.items[item["index"]].path
-            raise InputError(f"{path}: {item['error']} (--on-error skip or wrong goes on without it)")
+            failure = Failure(item["index"], str(path), item["error"])
+            raise InputError(f"{failure.describe()} (--on-error skip or wrong goes on without it)")
         pending.append(item)
         views = sum(0 if waiting["error"] else len(waiting["video"]) for waiting in pending)
         if views >= settings.batch_size or done == total:
@@ -293,7 +292,3 @@ def _check_labels(items: Sequence[Any], names: list[str]) -> None:
         raise InputError(
             f"{outside.path} has label {outside.label}, but there are {len(names)} class names (0 to {len(names) - 1})"
         )
-
-
-def _normalisation(dataset: Any) -> str:
-    return str(getattr(dataset.settings, "normalize", "clip"))

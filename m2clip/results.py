@@ -31,6 +31,10 @@ class Failure:
     path: str
     error: str
 
+    def describe(self) -> str:
+        """Path and error in one line; readers' errors name the path themselves."""
+        return self.error if self.path in self.error else f"{self.path}: {self.error}"
+
 
 @dataclass(frozen=True)
 class HeadScores:
@@ -59,6 +63,7 @@ class EvalResult:
         failures: videos that could not be scored.
         on_error: "raise", "skip" or "wrong" (a failure counts as an error).
         clips, crops: views of a video.
+        frames: how many frames a clip has and how they are sampled.
         fusion, normalisation, prompt: how views were joined, frames normalised and class names phrased.
         list_hash, list_length: identity of the list of videos.
         name: what was evaluated, for tables.
@@ -71,7 +76,8 @@ class EvalResult:
     failures: list[Failure]
     on_error: str
     clips: int
-    crops: Any
+    crops: int | str
+    frames: str
     fusion: str
     normalisation: str
     prompt: str
@@ -106,6 +112,7 @@ class EvalResult:
         crops = self.crops if isinstance(self.crops, str) else f"{self.crops} crop{'s' if self.crops != 1 else ''}"
         parts = [
             f"views: {self.clips} clip{'s' if self.clips != 1 else ''} x {crops}",
+            f"frames: {self.frames}",
             f"fusion: {self.fusion}",
             f"normalisation: {self.normalisation}",
             f"prompt: {self.prompt!r}",

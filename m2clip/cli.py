@@ -1,0 +1,68 @@
+"""The program `m2clip`: one sub-command for each thing a user does."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from m2clip.commands.parsing import Parser
+from m2clip.errors import InputError
+
+# Imported only to build their parsers; none of them imports torch before its command runs.
+COMMANDS = ("demo", "train", "eval", "zeroshot", "predict", "convert", "info")
+EPILOG = """examples:
+  m2clip demo                                        see what the method does, in minutes, without a download
+  m2clip train --config m2clip_k400_b16_8f           train a published recipe
+  m2clip eval runs/k400 --list val.txt               score a run
+  m2clip predict clip.mp4 --labels juggling cooking  ask CLIP about a video
+
+`m2clip COMMAND --help` shows the arguments of a command, with an example."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole program."""
+    from m2clip import __version__
+
+    parser = Parser(
+        prog="m2clip",
+        description="Turn CLIP into a video action recogniser: train small adapters, evaluate, predict.",
+        epilog=EPILOG,
+    )
+    parser.add_argument("--version", action="version", version=f"m2clip {__version__}")
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
+    for name in COMMANDS:
+        importlib.import_module(f"m2clip.commands.{name}").add_parser(commands)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 2 for bad input (told in one line), 130 when interrupted.
+
+    Args:
+        arguments: the command line without the program's name; None takes this process's.
+    """
+    parser = build_parser()
+    parsed, rest = parser.parse_known_args(arguments)
+    # Only `train` takes arguments that the configuration, not this parser, knows.
+    if rest and not getattr(parsed, "takes_overrides", False):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    parsed.overrides = rest
+    try:
+        parsed.run(parsed)
+    except InputError as error:
+        print(f"m2clip: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("m2clip: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output is gone (as in `m2clip info | head`): nothing is left to tell anyone.
+        sys.stderr.close()
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""`m2clip convert`: from and to the checkpoints of the authors' code."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from m2clip.commands.parsing import DEFAULT_CLIP, add_command, add_json, positive
+
+EXAMPLE = """  m2clip convert k400_b16_8f.pth runs/authors --clip ViT-B-16-quickgelu --frames 8 --classes k400
+  m2clip convert runs/k400 k400.pth --to authors"""
+
+
+def add_parser(commands: Any) -> None:
+    """Declare the arguments."""
+    parser = add_command(commands, "convert", run, "Convert from, or to, a checkpoint of the authors' code", EXAMPLE)
+    parser.add_argument("source", metavar="SRC", help="the authors' checkpoint; with --to authors a run folder")
+    parser.add_argument("target", metavar="DST", help="run folder to write; with --to authors a checkpoint file")
+    parser.add_argument("--to", choices=("m2clip", "authors"), default="m2clip", help="what to write (default: m2clip)")
+    parser.add_argument(
+        "--clip", default=DEFAULT_CLIP, help=f"architecture of the checkpoint (default: {DEFAULT_CLIP})"
+    )
+    parser.add_argument(
+        "--pretrained", default="openai", help="open_clip tag of the checkpoint's CLIP (default: openai)"
+    )
+    parser.add_argument("--frames", type=positive, default=8, help="frames of a clip of the checkpoint (default: 8)")
+    parser.add_argument("--classes", default="k400", help="label set or class file of the checkpoint (default: k400)")
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Convert and say where the result is."""
+    from m2clip import convert
+    from m2clip.commands.output import print_json, print_line
+    from m2clip.data.label_sets import load_class_names
+    from m2clip.errors import InputError
+
+    if not Path(args.source).exists():
+        raise InputError(f"{args.source}: no such file or folder")
+    if args.to == "authors":
+        convert.convert_to_authors(args.source, args.target)
+    else:
+        convert.convert_from_authors(
+            args.source,
+            args.target,
+            clip_name=args.clip,
+            pretrained=args.pretrained,
+            num_frames=args.frames,
+            class_names=load_class_names(args.classes),
+        )
+    if args.json:
+        print_json({"written": args.target})
+    else:
+        print_line(f"written: {args.target}")

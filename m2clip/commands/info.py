@@ -1,0 +1,64 @@
+"""`m2clip info`: what is installed, and how large a model is."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from m2clip.commands.parsing import add_command, add_json, positive
+
+EXAMPLE = """  m2clip info
+  m2clip info --clip ViT-B-16 --frames 8 16 32 --classes k400"""
+
+
+def add_parser(commands: Any) -> None:
+    """Declare the arguments."""
+    parser = add_command(
+        commands, "info", run, "Show versions, devices and kernel backends; with --clip, the size of a model", EXAMPLE
+    )
+    parser.add_argument("--clip", help="open_clip architecture, or tiny; no weights are loaded")
+    parser.add_argument("--frames", type=positive, nargs="+", default=[8], help="clip lengths to count (default: 8)")
+    parser.add_argument(
+        "--classes",
+        default="400",
+        help="bundled label set, class file or number: then the bundled set of that size (default: 400)",
+    )
+    parser.add_argument("--method", default="m2clip", help="method (default: m2clip); clip is frozen CLIP")
+    parser.add_argument("--preset", help="of the method; for m2clip official or paper (default: official)")
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the tables, or one JSON value."""
+    from m2clip import info
+    from m2clip.commands.output import print_json
+    from m2clip.data.label_sets import load_class_names
+
+    found: dict[str, Any] = info.environment()
+    if args.clip:
+        names = info.label_set_of_size(int(args.classes)) if args.classes.isdigit() else load_class_names(args.classes)
+        found["model"] = info.model_size(args.clip, args.frames, names, args.method, args.preset)
+    if args.json:
+        print_json(found)
+        return
+    _print(found)
+
+
+def _print(found: dict[str, Any]) -> None:
+    from m2clip.commands.output import console, table
+
+    rows = [(name, version or "not installed") for name, version in found["versions"].items()]
+    rows += [("devices", ", ".join(found["devices"])), ("kernel backends", ", ".join(found["backends"]))]
+    console().print(table(("what", "version"), rows))
+    if "model" not in found:
+        return
+    model = found["model"]
+    console().print(f"\n{model['method']} ({model['preset']}) on {model['clip']}, {model['classes']} classes")
+    parts = [(name, f"{part['trained']:,}", f"{part['frozen']:,}") for name, part in model["parameters"].items()]
+    console().print(table(("part", "trained parameters", "frozen parameters"), parts, numbers=2, total=True))
+    counts = [
+        (str(row["frames"]), f"{row['visual_per_view'] / 1e9:,.1f}", f"{row['text_per_label_set'] / 1e9:,.1f}")
+        for row in model["multiply_adds"]
+    ]
+    console().print("multiply-adds of a forward pass, in 10⁹")
+    console().print(table(("frames", "visual side, one view", "text side, label set"), counts, numbers=2))

@@ -1,0 +1,95 @@
+"""What `eval` and `zeroshot` share: score models on one list, print the table, write the files."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from m2clip import plots
+from m2clip.commands import models
+from m2clip.commands.output import console, percent, print_json, print_line, progress_bar, results_table
+from m2clip.results import EvalResult, write_json
+
+if TYPE_CHECKING:
+    from m2clip.config import RunConfig
+    from m2clip.data.annotations import Annotations
+    from m2clip.methods import VideoModel
+
+FAILURES_SHOWN = 5
+
+
+def score(
+    args: argparse.Namespace,
+    device: Any,
+    config: RunConfig,
+    annotations: Annotations,
+    candidates: Sequence[tuple[str, VideoModel]],
+    class_names: Sequence[str],
+    output: Path,
+    stem: str,
+    adapters_off: Sequence[str] = (),
+) -> list[EvalResult]:
+    """Evaluate models on the same videos and report.
+
+    Args:
+        args: parsed arguments: precision, json.
+        device: torch.device.
+        config: views, reader, workers, batch size and what an unreadable video does.
+        annotations: the videos.
+        candidates: (name, model) pairs; the confusion matrix drawn is the first one's.
+        class_names: names of the labels.
+        output, stem: folder and first part of the names of the JSON and PNG files.
+        adapters_off: adapters that the first model runs without.
+    """
+    from m2clip import distributed
+    from m2clip.data.clips import ClipDataset
+    from m2clip.evaluate import evaluate_model
+
+    shown = distributed.is_main() and not args.json
+    results = []
+    for number, (name, model) in enumerate(candidates):
+        model = models.place(model, device, args.precision)
+        dataset = ClipDataset(annotations, models.clip_settings(config, model), training=False)
+        with progress_bar(name, shown) as progress:
+            results.append(
+                evaluate_model(
+                    model,
+                    dataset,
+                    config.eval,
+                    class_names=class_names,
+                    device=device,
+                    workers=config.data.workers,
+                    precision=args.precision,
+                    name=name,
+                    adapters_off=adapters_off if number == 0 else (),
+                    progress=progress,
+                )
+            )
+    if distributed.is_main():
+        _report(results, output, stem, args.json)
+    return results
+
+
+def _report(results: Sequence[EvalResult], output: Path, stem: str, as_json: bool) -> None:
+    value = {"results": [result.to_dict() for result in results]}
+    written = [write_json(value, output / f"{stem}.json")]
+    first = results[0]
+    head = next(iter(first.heads))
+    title = f"{first.name}, {head}: top-1 {percent(first.main.top1)} %"
+    written.append(
+        plots.confusion_matrix(first.main.confusion, first.class_names, output / f"{stem}_confusion.png", title)
+    )
+    if as_json:
+        print_json(value)
+        return
+    console().print(results_table(results))
+    lines = {result.settings_line(): result.name for result in results}
+    for line, name in lines.items():
+        print_line(f"{name}: {line}" if len(lines) > 1 else line)
+    for failure in first.failures[:FAILURES_SHOWN]:
+        print_line(f"failed: {failure.describe()}")
+    if len(first.failures) > FAILURES_SHOWN:
+        print_line(f"... and {len(first.failures) - FAILURES_SHOWN} more, listed in the JSON file")
+    print_line("written: " + ", ".join(str(path) for path in written))

@@ -1,0 +1,79 @@
+"""Parameter and multiply-add counts against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from m2clip import info
+from m2clip.errors import InputError
+
+
+def test_multiply_adds_of_known_layers() -> None:
+    linear = nn.Linear(5, 7)
+    assert info.count_multiply_adds(lambda: linear(torch.zeros(3, 5))) == 3 * 5 * 7
+    conv = nn.Conv2d(4, 6, kernel_size=3, padding=1)
+    assert info.count_multiply_adds(lambda: conv(torch.zeros(2, 4, 8, 8))) == 2 * 8 * 8 * 4 * 6 * 9
+    depthwise = nn.Conv1d(4, 4, kernel_size=3, padding=1, groups=4)
+    assert info.count_multiply_adds(lambda: depthwise(torch.zeros(2, 4, 8))) == 2 * 8 * 4 * 3
+    q = torch.zeros(2, 3, 10, 8, device="meta")
+    assert info.count_multiply_adds(lambda: F.scaled_dot_product_attention(q, q, q)) == 2 * (2 * 3 * 10 * 10 * 8)
+
+
+def test_parameters_by_part() -> None:
+    model = nn.Module()
+    model.frozen, model.head = nn.Linear(3, 4).requires_grad_(False), nn.Linear(4, 2)
+    model.again = model.frozen
+    counts = info.count_parameters(model)
+    assert counts == {
+        "frozen": {"trained": 0, "frozen": 16},
+        "head": {"trained": 10, "frozen": 0},
+        "total": {"trained": 10, "frozen": 16},
+    }
+
+
+def test_frozen_vit_b16_costs_what_its_layers_cost() -> None:
+    size = info.model_size("ViT-B-16", [1, 2], ["running", "jumping"], method="clip")
+    dim, tokens, layers = 768, 197, 12
+    embed = 196 * 768 * dim
+    block = tokens * dim * dim * 4 + 2 * tokens * tokens * dim + tokens * dim * dim * 8
+    # In the last block only the class token asks: keys and values of all tokens, everything else of one.
+    last = tokens * dim * dim * 2 + 2 * dim * dim + 2 * tokens * dim + 8 * dim * dim
+    one = embed + (layers - 1) * block + last + dim * 512
+    assert [row["visual_per_view"] for row in size["multiply_adds"]] == [one, 2 * one]
+    assert size["parameters"]["total"] == {"trained": 0, "frozen": 149_620_737}
+
+
+def test_published_size_of_the_official_model() -> None:
+    size = info.model_size("ViT-B-16", [8], info.label_set_of_size(400))
+    parts = size["parameters"]
+    # TED-Adapters in 12 layers, the text adapter, the output adapter and the classifier of 400 classes.
+    assert parts["visual"]["trained"] == 12 * 1_187_328
+    assert parts["text"]["trained"] == 394_112
+    assert parts["output_adapter"]["trained"] == 263_936
+    assert parts["vc"]["trained"] == 307_600
+    assert round(parts["total"]["trained"] / 1e6, 1) == 16.1
+    # Adapters add two down- and two up-projections of 384 for every token (and the class token's temporal half).
+    frozen = info.model_size("ViT-B-16", [8], ["a"], method="clip")["multiply_adds"][0]["visual_per_view"]
+    assert size["multiply_adds"][0]["visual_per_view"] > frozen
+
+
+def test_label_sets_for_counting() -> None:
+    assert len(info.label_set_of_size(101)) == 101
+    assert info.label_set_of_size(3) == ["action 0", "action 1", "action 2"]
+    with pytest.raises(InputError, match="at least one"):
+        info.label_set_of_size(0)
+
+
+def test_environment_names_versions_devices_and_backends() -> None:
+    found = info.environment()
+    assert found["versions"]["torch"] and found["versions"]["m2clip"]
+    assert found["devices"][0].startswith("cpu")
+    assert "reference" in found["backends"]
+
+
+def test_unknown_architecture_is_one_line() -> None:
+    with pytest.raises(InputError, match="ViT-B-17"):
+        info.model_size("ViT-B-17", [8], ["a"])

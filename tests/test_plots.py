@@ -1,0 +1,98 @@
+"""Every picture is written, has content, and changes with what it shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from m2clip import plots
+from m2clip.errors import InputError
+
+RANKED = [("a circle moving left", 0.6), ("a circle moving right", 0.3), ("a square growing", 0.1)]
+
+
+def pixels(path: Path) -> torch.Tensor:
+    import matplotlib.image
+
+    return torch.from_numpy(matplotlib.image.imread(path))[..., :3].clone()
+
+
+def ink(path: Path) -> float:
+    """Share of pixels that are not white."""
+    return float((pixels(path) < 0.99).any(dim=-1).float().mean())
+
+
+def clip(frames: int = 8, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (frames, 3, 16, 16), generator=generator, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 5, 32, 41, 400])
+def test_confusion_matrix(tmp_path: Path, classes: int) -> None:
+    confusion = torch.eye(classes, dtype=torch.int64) * 4
+    confusion[0, -1] += 3
+    names = [f"class number {number} with a name that is long" for number in range(classes)]
+    path = plots.confusion_matrix(confusion.tolist(), names, tmp_path / "new" / "c.png", "title")
+    assert min(pixels(path).shape[:2]) > 400
+    assert 0.005 < ink(path) < 0.9
+
+
+def test_confusion_matrix_shows_the_counts(tmp_path: Path) -> None:
+    names = ["a", "b", "c"]
+    right = plots.confusion_matrix([[9, 0, 0], [0, 9, 0], [0, 0, 9]], names, tmp_path / "r.png")
+    wrong = plots.confusion_matrix([[0, 9, 0], [0, 0, 9], [9, 0, 0]], names, tmp_path / "w.png")
+    assert not torch.equal(pixels(right), pixels(wrong))
+
+
+def test_confusion_matrix_of_another_size_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="3 class names"):
+        plots.confusion_matrix([[1, 0], [0, 1]], ["a", "b", "c"], tmp_path / "c.png")
+
+
+@pytest.mark.parametrize("frames", [1, 8, 16])
+def test_filmstrip_shows_the_frames(tmp_path: Path, frames: int) -> None:
+    path = plots.filmstrip(clip(frames), RANKED, tmp_path / "f.png", "clip.mp4")
+    other = plots.filmstrip(clip(frames, seed=1), RANKED, tmp_path / "g.png", "clip.mp4")
+    assert ink(path) > 0.05
+    assert not torch.equal(pixels(path), pixels(other))
+
+
+def test_filmstrip_draws_five_bars_at_most(tmp_path: Path) -> None:
+    many = [(f"class {number}", 0.1) for number in range(9)]
+    nine = plots.filmstrip(clip(), many, tmp_path / "nine.png")
+    five = plots.filmstrip(clip(), many[:5], tmp_path / "five.png")
+    assert torch.equal(pixels(nine), pixels(five))
+
+
+def test_comparison_and_demo_picture(tmp_path: Path) -> None:
+    results = {"frozen CLIP": {"base": 0.1, "novel": 0.2}, "M2-CLIP": {"base": 0.9, "novel": 0.6}}
+    bars = plots.comparison_bars(results, tmp_path / "bars.png", "title", {"base": 0.05})
+    example = plots.ExampleClip(clip(), RANKED[0][0], RANKED[::-1], RANKED)
+    demo = plots.demo_picture(results, [example] * 3, tmp_path / "demo.png", {"base": 0.05, "novel": 0.1})
+    strong = torch.tensor([0x1F, 0x5A, 0x8C]) / 255
+    for path in (bars, demo):
+        assert float(((pixels(path) - strong).abs() < 0.01).all(dim=-1).float().mean()) > 0.01
+    assert pixels(demo).shape[1] > 1500
+    with pytest.raises(InputError, match="at least one example"):
+        plots.demo_picture(results, [], tmp_path / "none.png")
+
+
+def test_training_curves(tmp_path: Path) -> None:
+    metrics = tmp_path / "metrics.csv"
+    metrics.write_text("step,loss,loss_vc,lr,val_top1\n1,3.0,2.0,0.1,\n2,2.5,,0.2,0.5\n3,2.0,1.0,0.1,0.75\n")
+    assert ink(plots.training_curves(metrics, tmp_path / "curves.png")) > 0.005
+    metrics.write_text("step,loss\n")
+    with pytest.raises(InputError, match="nothing to draw"):
+        plots.training_curves(metrics, tmp_path / "curves.png")
+    with pytest.raises(InputError, match="does not exist"):
+        plots.training_curves(tmp_path / "absent.csv", tmp_path / "curves.png")
+
+
+def test_drawing_leaves_the_callers_matplotlib_alone(tmp_path: Path) -> None:
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    plots.filmstrip(clip(), RANKED, tmp_path / "f.png")
+    assert dict(matplotlib.rcParams) == before
