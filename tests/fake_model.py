@@ -74,3 +74,14 @@ class PixelVideos:
             "index": index,
             "error": "no video stream" if index in self.broken else None,
         }
+
+
+def random_tiny_clip() -> nn.Module:
+    """The bundled CLIP's architecture with random weights, always the same ones."""
+    from m2clip.tiny import build_tiny_clip
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        clip = build_tiny_clip().eval()
+    clip.m2clip_source = {"name": "tiny", "pretrained": None}
+    return clip
