@@ -22,8 +22,13 @@ FUSION = "mean of softmax over views"
 class EvalSettings(Protocol):
     """What evaluation reads from its settings; `m2clip.config.EvalConfig` has these fields."""
 
-    on_error: str
-    batch_size: int
+    @property
+    def on_error(self) -> str:
+        """What a video that cannot be scored does: "raise", "skip" or "wrong"."""
+
+    @property
+    def batch_size(self) -> int:
+        """Views of a forward pass."""
 
 
 def evaluate_model(

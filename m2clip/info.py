@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import metadata
 from typing import Any
 
@@ -104,8 +105,8 @@ def model_size(
         rows.append(
             {
                 "frames": number,
-                "visual_per_view": count_multiply_adds(lambda model=model, video=video: model.encode(video)),
-                "text_per_label_set": count_multiply_adds(lambda model=model: model.text_features()),
+                "visual_per_view": count_multiply_adds(partial(model.encode, video)),
+                "text_per_label_set": count_multiply_adds(model.text_features),
             }
         )
         parameters = parameters or count_parameters(model)

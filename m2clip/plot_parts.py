@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 # One strong colour for what the reader came for, one grey for what it is compared with, one red for what is wrong.
 STRONG, QUIET, WRONG = "#1f5a8c", "#aab2bb", "#b5483a"
 INK, FAINT = "#22272e", "#6b7480"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
     "font.size": 10,
@@ -86,7 +86,7 @@ def draw_bars(axes: Any, ranked: Ranked, strong: str) -> None:
     """A bar a class: names left, percentages at the end of the bar, the class named `strong` in colour."""
     for row, (name, score) in enumerate(ranked):
         axes.barh(row, score, height=0.62, color=STRONG if name == strong else QUIET)
-        axes.text(score + 0.01, row, f"{score:.1%}", va="center", fontsize=9.5)
+        axes.text(score + 0.01, row, f"{100 * score:.1f} %", va="center", fontsize=9.5)
     axes.set_yticks(range(len(ranked)), [short(name, 44) for name, _ in ranked], color=INK)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.1)
@@ -109,7 +109,7 @@ def draw_answers(axes: Any, ranked: Ranked, true_name: str) -> None:
             color=STRONG if right else INK,
             fontweight="bold" if right else "normal",
         )
-        axes.text(min(score, 1.0) + 0.02, row, f"{score:.0%}", va="center", fontsize=8, color=FAINT)
+        axes.text(min(score, 1.0) + 0.02, row, f"{100 * score:.0f} %", va="center", fontsize=8, color=FAINT)
     axes.set_ylim(2.35, -0.75)
     axes.set_xlim(0, 1.18)
     axes.axis("off")

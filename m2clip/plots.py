@@ -85,7 +85,7 @@ def confusion_matrix(confusion: Any, class_names: Sequence[str], path: str | os.
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0)
         if named:
-            names = [short(name, 32) for name in class_names]
+            names = [short(name, 36) for name in class_names]
             axes.set_xticks(range(number), names, rotation=45, ha="right", rotation_mode="anchor")
             axes.set_yticks(range(number), names)
             axes.tick_params(labelsize=9 if number <= 24 else 7.5, labelcolor=INK)
@@ -95,7 +95,7 @@ def confusion_matrix(confusion: Any, class_names: Sequence[str], path: str | os.
                 axes.text(
                     column,
                     row,
-                    f"{share:.0%}",
+                    f"{100 * share:.0f}",
                     ha="center",
                     va="center",
                     fontsize=9 if number <= 10 else 7.5,
@@ -271,7 +271,7 @@ def _worst_pairs(axes: Any, counts: Any, shares: Any, names: Sequence[str]) -> N
         axes.text(
             0,
             y - 0.031,
-            f"→ {short(names[column], 30)}  {wrong[row, column]:.0f}× ({shares[row, column]:.0%})",
+            f"→ {short(names[column], 30)}  {wrong[row, column]:.0f}× ({100 * shares[row, column]:.0f} %)",
             fontsize=8,
             color=FAINT,
             transform=axes.transAxes,

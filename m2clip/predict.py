@@ -47,8 +47,8 @@ def predict(
     """Class names and scores of a video, best first.
 
     Args:
-        model: a video model (`m2clip.create_model`, `m2clip.load_adapters`); its VC head is asked where it has one for its
-            class names, else its text similarity.
+        model: a video model (`m2clip.create_model`, `m2clip.load_adapters`); its VC head is asked where it has one for
+            its class names, else its text similarity.
         path: video file.
         clips, crops: views of the video, whose softmax scores are averaged.
         views: further fields of `m2clip.data.clips.ClipSettings`, such as sampling="dense", stride=16.

@@ -22,7 +22,7 @@ def add_parser(commands: Any) -> None:
     add_views(parser)
     parser.add_argument("--with-frozen", action="store_true", help="show frozen CLIP beside it")
     parser.add_argument("--output", help="folder for the JSON and PNG files (default: the run folder)")
-    add_clip(parser, None)
+    add_clip(parser)
     add_device(parser)
     add_json(parser)
 

@@ -69,13 +69,15 @@ def add_list(parser: argparse.ArgumentParser, classes_help: str, classes_require
     group.add_argument("--workers", type=not_negative, default=2, help="decoding processes (default: 2)")
 
 
-def add_clip(parser: argparse.ArgumentParser, default: str | None) -> None:
-    """--clip and --pretrained; a default of None means: what the run was trained on."""
-    shown = f"{default}, openai" if default else "those the run was trained on"
+def add_clip(parser: argparse.ArgumentParser) -> None:
+    """--clip and --pretrained: which CLIP a run's adapters sit on, or which one is asked without adapters."""
     parser.add_argument(
-        "--clip", default=default, help=f"open_clip architecture, or tiny, the bundled CLIP (default: {shown})"
+        "--clip",
+        help=f"open_clip architecture, or tiny, the bundled one (default: the run's; frozen CLIP: {DEFAULT_CLIP})",
     )
-    parser.add_argument("--pretrained", help="open_clip tag, or path of a local checkpoint")
+    parser.add_argument(
+        "--pretrained", help="open_clip tag, or path of a local checkpoint (default: the run's; frozen CLIP: openai)"
+    )
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

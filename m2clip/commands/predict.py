@@ -24,7 +24,7 @@ def add_parser(commands: Any) -> None:
     labels = parser.add_mutually_exclusive_group()
     labels.add_argument("--labels", nargs="+", help="class names to choose from (default: the run's own)")
     labels.add_argument("--labels-file", help="bundled label set (k400, ...) or class file")
-    add_clip(parser, None)
+    add_clip(parser)
     parser.add_argument("--frames", type=positive, default=8, help="frames of a clip for frozen CLIP (default: 8)")
     add_views(parser)
     parser.add_argument("--top", type=positive, default=5, help="how many classes to print (default: 5)")
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
     missing = next((video for video in args.videos if not Path(video).exists()), None)
     if missing is not None:
         raise InputError(f"{missing}: no such video file")
-    model = models.open_run(folder, args) if folder else models.open_frozen(args, names, args.frames)
+    model = models.open_run(folder, args) if folder else models.open_frozen(args, names or [], args.frames)
     if names is not None and names != model.class_names:
         model.set_class_names(names)
     model = models.place(model, distributed.init(device=args.device), args.precision)

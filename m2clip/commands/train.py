@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import Any
 
 from m2clip.commands.parsing import add_command, add_json, join_overrides
@@ -27,12 +28,18 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Train and say where the run is."""
-    from m2clip import train
+    from m2clip import plots, train
     from m2clip.commands.output import print_json, print_line
     from m2clip.config import load_config
+    from m2clip.run_log import METRICS
 
     config = load_config(args.config, join_overrides(args.overrides))
     folder = train.run(config, resume=not args.fresh, device=args.device, quiet=args.json)
+    # The process group is gone by now: torchrun's environment still tells who prints.
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if (folder / METRICS).is_file():
+        plots.training_curves(folder / METRICS, folder / "curves.png")
     if args.json:
         print_json({"run": str(folder)})
     else:
