@@ -10,7 +10,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import resources
@@ -28,14 +28,14 @@ class ModelConfig:
         method: a name `m2clip.create_model` knows; "clip" is frozen CLIP, which has nothing to train.
         clip: open_clip architecture, or "tiny" for the bundled CLIP.
         pretrained: open_clip tag or path of a local checkpoint; null for "tiny".
-        preset: "official" (the authors' code) or "paper" (the equations).
+        preset: "official" (the authors' code) or "paper" (the equations) for m2clip; null is the method's own default.
         options: keyword arguments of the method's own configuration, such as {width: 384, placement: both}.
     """
 
     method: str = "m2clip"
     clip: str = "ViT-B-16-quickgelu"
     pretrained: str | None = "openai"
-    preset: str = "official"
+    preset: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -45,6 +45,7 @@ class DataConfig:
 
     Attributes:
         train, val: list files or folders of videos.
+        train_split, val_split: which part of them, where the format has parts ("train1", "test1").
         root: folder that relative paths in the lists start from; null is the list's own folder.
         format: annotation format, or "auto".
         classes: a bundled label set ("k400") or a file of class names; null takes the names from the lists.
@@ -59,7 +60,9 @@ class DataConfig:
     """
 
     train: str | None = None
+    train_split: str | None = None
     val: str | None = None
+    val_split: str | None = None
     root: str | None = None
     format: str = "auto"
     classes: str | None = None
@@ -242,8 +245,7 @@ def validate(config: RunConfig) -> None:
             f"optim.warmup_epochs is {config.optim.warmup_epochs}, more than optim.epochs ({config.optim.epochs}): "
             "warm-up must end within training"
         )
-    _check_choice("model.method", config.model.method, _methods())
-    _check_choice("model.preset", config.model.preset, ("official", "paper"))
+    _check_method(config.model)
 
 
 def _leaves(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
@@ -342,13 +344,20 @@ def _check_known(name: str, source: str) -> None:
         raise InputError(_unknown(name, source))
 
 
-def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise InputError(f"{name} is {value!r}: use one of {', '.join(choices)}")
+def _check_method(model: ModelConfig) -> None:
+    from m2clip.methods import METHODS
 
+    def check(name: str, value: str, choices: Iterable[str]) -> None:
+        if value not in choices:
+            raise InputError(f"{name} is {value!r}: use one of {', '.join(choices)}")
 
-def _methods() -> Sequence[str]:
-    return ("m2clip", "clip")
+    check("model.method", model.method, METHODS)
+    method = METHODS[model.method]
+    if model.preset is not None:
+        check("model.preset", model.preset, method.presets)
+    for option in model.options:
+        if option not in (known := [entry.name for entry in dataclasses.fields(method.options)]):
+            raise InputError(f"unknown field model.options.{option}: use one of {', '.join(known)}")
 
 
 def _find(path: str | os.PathLike[str]) -> Path:

@@ -1,0 +1,199 @@
+"""What a training run is made of: lists, datasets, model, seeds, its identity, and how it is asked to stop."""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from m2clip import distributed
+from m2clip.config import RunConfig, flatten
+from m2clip.errors import InputError
+
+if TYPE_CHECKING:
+    from m2clip.data.annotations import Annotations
+    from m2clip.data.clips import ClipDataset, ClipSettings
+    from m2clip.methods import VideoModel
+
+# What a resumed run may change, because it does not change what training computes.
+_FREE = (
+    *("data.train", "data.train_split", "data.val", "data.val_split", "data.root", "data.format", "data.classes"),
+    *("data.workers", "data.reader", "eval.clips", "eval.crops", "eval.on_error", "eval.batch_size", "output"),
+    *("log_every", "checkpoint_every", "keep_checkpoints", "validate_every", "keep", "timeout", "model.pretrained"),
+)
+
+
+class LossModule(nn.Module):
+    """What DistributedDataParallel wraps: a module whose forward pass is the model's loss."""
+
+    def __init__(self, model: VideoModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, video: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = self.model.loss(video, labels, generator=generator)
+        return loss.total, loss.parts
+
+
+class StopRequest:
+    """Notes SIGINT and SIGTERM while active; a second SIGINT, or any while `immediate`, raises KeyboardInterrupt."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self.immediate = False
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Take the two signals over within this context."""
+        try:
+            before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # only the main thread may handle signals; elsewhere the caller has its own way to stop
+            before = {}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _note(self, number: int, frame: Any) -> None:
+        again = self.requested and number == signal.SIGINT
+        self.requested = True
+        if self.immediate or again:
+            raise KeyboardInterrupt
+
+
+def ignore_interrupt(worker: int) -> None:
+    """Leave Ctrl-C to the training process, which ends its decoding processes itself."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def mix_seeds(*numbers: int) -> int:
+    """One seed of 63 bits from several whole numbers, unrelated for neighbouring ones."""
+    import numpy
+
+    return int(numpy.random.SeedSequence(numbers).generate_state(1, numpy.uint64)[0] >> 1)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the generators of torch, numpy and Python."""
+    import numpy
+
+    torch.manual_seed(seed)
+    numpy.random.seed(seed % 2**32)  # noqa: NPY002 - the generator that other libraries draw from
+    random.seed(seed)
+
+
+def training_list(config: RunConfig) -> tuple[Annotations, list[str]]:
+    """The training videos and the class names.
+
+    Raises:
+        InputError: no list given, a bad list, no class names.
+    """
+    if config.data.train is None:
+        raise InputError(
+            "data.train is not set: give a list of training videos or a folder with one sub-folder a class"
+        )
+    annotations = _annotations(config, config.data.train, config.data.train_split, config.data.classes)
+    if annotations.class_names is None:
+        raise InputError(
+            f"{config.data.train} gives class numbers but no names: set data.classes to a label set or a class file"
+        )
+    return annotations, list(annotations.class_names)
+
+
+def clip_settings(config: RunConfig, image_size: tuple[int, int]) -> ClipSettings:
+    """How clips are drawn and prepared for a model that takes images of this (height, width), in pixels."""
+    from m2clip.data.clips import ClipSettings
+
+    data = config.data
+    return ClipSettings(
+        num_frames=data.num_frames,
+        sampling=data.sampling,
+        stride=data.stride,
+        clips=config.eval.clips,
+        reader=data.reader,
+        size=image_size[0],
+        augmentation=data.augmentation,
+        flip=data.flip,
+        normalize=data.normalize,
+        crops=config.eval.crops,
+    )
+
+
+def datasets(
+    config: RunConfig, annotations: Annotations, class_names: Sequence[str], image_size: tuple[int, int]
+) -> tuple[ClipDataset, ClipDataset | None]:
+    """Training clips, and the views of the validation videos where data.val is set.
+
+    Raises:
+        InputError: a bad validation list.
+    """
+    from m2clip.data.clips import ClipDataset
+
+    settings = clip_settings(config, image_size)
+    train = ClipDataset(annotations, settings, training=True, seed=config.seed)
+    if config.data.val is None:
+        return train, None
+    val = _annotations(config, config.data.val, config.data.val_split, list(class_names))
+    return train, ClipDataset(val, settings, training=False, seed=config.seed)
+
+
+def build_model(config: RunConfig, class_names: Sequence[str], clip: nn.Module | None = None) -> VideoModel:
+    """The model that the configuration describes.
+
+    Args:
+        config: the run.
+        class_names: C names.
+        clip: an open_clip CLIP in place of the one that config.model names.
+
+    Raises:
+        InputError: unknown CLIP, weights, method or options.
+    """
+    import m2clip
+
+    model = config.model
+    if clip is None:
+        clip = m2clip.load_clip(model.clip, model.pretrained)
+    return m2clip.create_model(
+        model.method,
+        clip,
+        class_names=list(class_names),
+        num_frames=config.data.num_frames,
+        preset=model.preset,
+        **model.options,
+    )
+
+
+def run_identity(config: RunConfig, model: VideoModel, annotations: Annotations) -> dict[str, Any]:
+    """What decides every number of a run, as JSON values by name; a resumed run must agree in all of it."""
+    from m2clip.evaluate import list_hash
+
+    fields = {name: value for name, value in flatten(config).items() if name not in _FREE}
+    # Through the model, so that options left to a preset and the same options spelled out are the same run.
+    fields |= {f"model.options.{name}": _plain(value) for name, value in model.options().items()}
+    fields.pop("model.options", None)
+    fields.pop("model.preset", None)
+    return {
+        **{name: _plain(value) for name, value in fields.items()},
+        "class names": list(model.class_names),
+        "training list": f"{len(annotations.items)} videos, sha256 {list_hash(annotations.items)}",
+        "processes": distributed.world_size(),
+    }
+
+
+def _annotations(config: RunConfig, path: str, split: str | None, classes: Any) -> Annotations:
+    from m2clip.data.annotations import load_annotations
+
+    data = config.data
+    return load_annotations(path, root=data.root, format=data.format, class_names=classes, split=split)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(name): _plain(inner) for name, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value
