@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
@@ -237,7 +237,7 @@ def _score_shard(
     )
     total = len(range(rank, len(dataset), size))
     pending: list[dict[str, Any]] = []
-    for done, item in enumerate(loader, start=1):
+    for done, item in enumerate(_items(loader), start=1):
         if item["error"] and settings.on_error == "raise" and size == 1:
             path = dataset.annotations.items[item["index"]].path
             failure = Failure(item["index"], str(path), item["error"])
@@ -250,6 +250,15 @@ def _score_shard(
         if progress is not None:
             progress(done, total)
     yield from _score_videos(model, pending, settings, own_names, device, precision)
+
+
+def _items(loader: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The loader's items; a worker's error, which arrives with its traceback as the message, is one line again."""
+    try:
+        yield from loader
+    except InputError as error:
+        last = str(error).strip().splitlines()[-1]
+        raise InputError(last.partition("InputError: ")[2] or last) from None
 
 
 def _score_videos(

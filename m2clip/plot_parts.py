@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from m2clip.results import writing
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -49,11 +51,11 @@ def figure(width: float, height: float) -> Iterator[Any]:
 
 
 def save(drawn: Any, path: str | os.PathLike[str]) -> Path:
-    """Write a figure as PNG, making its folder; returns the path."""
+    """Write a figure as PNG, making its folder; returns the path. InputError where that cannot be done."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Cut to what is drawn: names of any length are then never clipped at the edge.
-    drawn.savefig(path, format="png", bbox_inches="tight", pad_inches=0.08)
+    with writing(path):
+        # Cut to what is drawn: names of any length are then never clipped at the edge.
+        drawn.savefig(path, format="png", bbox_inches="tight", pad_inches=0.08)
     return path
 
 

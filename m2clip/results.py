@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from m2clip.errors import InputError
 
 ON_ERROR = ("raise", "skip", "wrong")
 HEADS = ("supervised", "zero-shot")
@@ -169,10 +172,28 @@ def head_scores(scores: Sequence[VideoScore], head: str, num_classes: int, on_er
 
 
 def write_json(value: Any, path: str | os.PathLike[str]) -> Path:
-    """Write value as indented JSON under a temporary name, then rename it; returns the path."""
+    """Write value as indented JSON under a temporary name, then rename it; returns the path.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    with writing(path):
+        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
     return path
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Makes the folder that a file is about to be written to, and tells in one line why it could not be written.
+
+    Raises:
+        InputError: the folder or the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from None

@@ -160,6 +160,14 @@ def test_class_file_that_disagrees_names_both(capfd: pytest.CaptureFixture[str],
     assert "5 classes" in (said := one_line(call(capfd, *words))) and "6" in said
 
 
+def test_output_that_cannot_be_written(capfd: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    words = ("eval", folder / "run", "--list", folder / "val.txt", "--workers", 0)
+    assert "cannot be written" in one_line(call(capfd, *words, "--output", tmp_path / "file" / "out"))
+    words = ("predict", folder / "videos" / "0.mp4", "--run", folder / "run")
+    assert "cannot be written" in one_line(call(capfd, *words, "--filmstrip", tmp_path / "file" / "out.png"))
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [

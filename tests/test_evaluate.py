@@ -79,6 +79,19 @@ def test_raise_names_the_video() -> None:
         evaluate_model(PixelModel(NAMES), videos(broken=(2, 11)), EvalConfig(on_error="raise"))
 
 
+class NoReader(PixelVideos):
+    def __getitem__(self, key: tuple[int, int]) -> dict:
+        raise InputError("the reader cannot be imported")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_error_of_a_worker_is_one_line(workers: int) -> None:
+    dataset = NoReader(torch.zeros(2, 1, 2, 7), [0, 1], NAMES)
+    with pytest.raises(InputError) as caught:
+        evaluate_model(PixelModel(NAMES), dataset, EvalConfig(), workers=workers)
+    assert str(caught.value) == "the reader cannot be imported"
+
+
 def test_nothing_readable_is_an_error() -> None:
     with pytest.raises(InputError, match="none of the 3 videos"):
         evaluate_model(PixelModel(NAMES), videos(3, broken=(0, 1, 2)), EvalConfig())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -70,7 +71,8 @@ def results_table(results: Sequence[EvalResult]) -> Table:
 @contextmanager
 def progress_bar(what: str, shown: bool) -> Iterator[Callable[[int, int], None] | None]:
     """A progress bar on standard error, gone at the end; yields a function (done, total), or None if not shown."""
-    if not shown:
+    # Into a file or a pipe a bar writes only empty lines.
+    if not shown or not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from m2clip import plots
 from m2clip.commands import models
 from m2clip.commands.output import console, percent, print_json, print_line, progress_bar, results_table
-from m2clip.results import EvalResult, write_json
+from m2clip.results import EvalResult, write_json, writing
 
 if TYPE_CHECKING:
     from m2clip.config import RunConfig
@@ -47,6 +48,10 @@ def score(
     from m2clip.data.clips import ClipDataset
     from m2clip.evaluate import evaluate_model
 
+    if distributed.is_main():
+        # A folder that cannot be written is found out before the work and not after it.
+        with writing(output / f"{stem}.json"):
+            tempfile.TemporaryFile(dir=output).close()
     shown = distributed.is_main() and not args.json
     results = []
     for number, (name, model) in enumerate(candidates):
@@ -74,16 +79,22 @@ def score(
 
 def _report(results: Sequence[EvalResult], output: Path, stem: str, as_json: bool) -> None:
     value = {"results": [result.to_dict() for result in results]}
-    written = [write_json(value, output / f"{stem}.json")]
     first = results[0]
-    head = next(iter(first.heads))
-    title = f"{first.name}, {head}: top-1 {percent(first.main.top1)} %"
-    written.append(
-        plots.confusion_matrix(first.main.confusion, first.class_names, output / f"{stem}_confusion.png", title)
-    )
+    title = f"{first.name}, {next(iter(first.heads))}: top-1 {percent(first.main.top1)} %"
     if as_json:
         print_json(value)
-        return
+    else:
+        _print(results)
+    written = [
+        write_json(value, output / f"{stem}.json"),
+        plots.confusion_matrix(first.main.confusion, first.class_names, output / f"{stem}_confusion.png", title),
+    ]
+    if not as_json:
+        print_line("written: " + ", ".join(str(path) for path in written))
+
+
+def _print(results: Sequence[EvalResult]) -> None:
+    first = results[0]
     console().print(results_table(results))
     lines = {result.settings_line(): result.name for result in results}
     for line, name in lines.items():
@@ -92,4 +103,3 @@ def _report(results: Sequence[EvalResult], output: Path, stem: str, as_json: boo
         print_line(f"failed: {failure.describe()}")
     if len(first.failures) > FAILURES_SHOWN:
         print_line(f"... and {len(first.failures) - FAILURES_SHOWN} more, listed in the JSON file")
-    print_line("written: " + ", ".join(str(path) for path in written))
