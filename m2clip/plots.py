@@ -211,6 +211,9 @@ def training_curves(metrics: str | os.PathLike[str], path: str | os.PathLike[str
         "accuracy": [name for name in columns if "top1" in name or "top5" in name],
         "learning rate": [name for name in columns if name == "lr" or name.startswith(("lr/", "lr_"))],
     }
+    # Where each head has its column, the column of the main head would hide one of them.
+    by_head = [name for name in groups["accuracy"] if not name.endswith(("top1", "top5"))]
+    groups["accuracy"] = by_head or groups["accuracy"]
     groups = {title: names for title, names in groups.items() if names}
     if step is None or not groups:
         raise InputError(
