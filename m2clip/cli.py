@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -51,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed.overrides = rest
     try:
         parsed.run(parsed)
+        sys.stdout.flush()
     except InputError as error:
         print(f"m2clip: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -58,8 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("m2clip: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader of our output is gone (as in `m2clip info | head`): nothing is left to tell anyone.
-        sys.stderr.close()
+        # The reader of our output is gone (as in `m2clip info | head`): what is still buffered goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return 0
 

@@ -94,9 +94,9 @@ def model_size(
 
     parameters: dict[str, dict[str, int]] = {}
     rows = []
+    base = m2clip.load_clip(clip, None, "meta")
     for number in frames:
         with torch.device("meta"):
-            base = m2clip.load_clip(clip, None, "meta")
             model = m2clip.create_model(
                 method, base, class_names=list(class_names), num_frames=number, preset=preset, **options
             )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -62,6 +64,15 @@ def test_published_size_of_the_official_model() -> None:
     frozen = info.model_size("ViT-B-16", [frames], ["a"], method="clip")["multiply_adds"][0]["visual_per_view"]
     added = size["multiply_adds"][0]["visual_per_view"] - frozen
     assert projections < added < 1.005 * projections
+
+
+def test_bundled_clip_is_counted_without_a_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        size = info.model_size("tiny", [2, 4], ["a", "b"], width=8)
+    two, four = (row["visual_per_view"] for row in size["multiply_adds"])
+    assert 1.99 * two < four <= 2 * two
+    assert size["parameters"]["visual"]["trained"] > 0
 
 
 def test_label_sets_for_counting() -> None:
