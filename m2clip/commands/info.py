@@ -57,8 +57,13 @@ def _print(found: dict[str, Any]) -> None:
     parts = [(name, f"{part['trained']:,}", f"{part['frozen']:,}") for name, part in model["parameters"].items()]
     console().print(table(("part", "trained parameters", "frozen parameters"), parts, numbers=2, total=True))
     counts = [
-        (str(row["frames"]), f"{row['visual_per_view'] / 1e9:,.1f}", f"{row['text_per_label_set'] / 1e9:,.1f}")
+        (str(row["frames"]), _billions(row["visual_per_view"]), _billions(row["text_per_label_set"]))
         for row in model["multiply_adds"]
     ]
     console().print("multiply-adds of a forward pass, in 10⁹")
     console().print(table(("frames", "visual side, one view", "text side, label set"), counts, numbers=2))
+
+
+def _billions(count: int) -> str:
+    """In 10⁹: one decimal, or three significant digits of small numbers."""
+    return f"{count / 1e9:,.1f}" if count >= 1e10 else f"{count / 1e9:.3g}"
