@@ -59,7 +59,7 @@ def _open_clip_model(name: str, pretrained: str | None, device: str) -> nn.Modul
 
 
 def _quietly(device: str, build: Callable[[], nn.Module]) -> nn.Module:
-    """Build on a device without noise: open_clip warns in the root logger about random weights, which were asked for here."""
+    """Build on a device without the warning that open_clip logs about random weights: they were asked for."""
     import logging
 
     logging.disable(logging.WARNING)

@@ -1,7 +1,7 @@
 """The authors' checkpoints and ours: the same tensors under other names and in other shapes.
 
-An authors' checkpoint is a torch.save of {"model": {name: tensor}} with the trained tensors only. Reading is strict: every
-tensor must be known and must fit.
+An authors' checkpoint is a torch.save of {"model": {name: tensor}} with the trained tensors only. Reading is strict:
+every tensor must be known and must fit.
 """
 
 from __future__ import annotations
