@@ -181,7 +181,7 @@ class _Trainer:
         progress, accumulate = self.progress, self.config.optim.accumulate
         batches = self.batches()
         self.clock, self.clips = time.monotonic(), 0
-        while progress.batches < self.batches_per_epoch:
+        while True:
             size = min(accumulate, self.batches_per_epoch - progress.batches)
             stopping = self.step([next(batches) for _ in range(size)])
             progress.batches += size
@@ -198,9 +198,8 @@ class _Trainer:
                 self.checkpoint()
             if self.on_step is not None:
                 self.on_step(progress)
-            if stopping:
-                return False
-        return True
+            if stopping or done:
+                return not stopping
 
     def batches(self) -> Iterator[dict[str, Any]]:
         """What the epoch has left, in this process's share."""
