@@ -123,13 +123,17 @@ class TorchCodecVideo(_CheckedVideo):
     """torchcodec, an optional library."""
 
     def _opens(self) -> bool:
+        advice = "install torchcodec with FFmpeg's shared libraries, or use the reader 'pyav'"
         try:
             from torchcodec.decoders import VideoDecoder
         except (ImportError, OSError, RuntimeError):
-            raise InputError("the reader 'torchcodec' cannot be imported; install torchcodec and FFmpeg") from None
+            raise InputError(f"the reader 'torchcodec' cannot be imported; {advice}") from None
         try:
             self._decoder = VideoDecoder(str(self.path), num_ffmpeg_threads=1, seek_mode="exact")
-        except (RuntimeError, ValueError):
+        except (RuntimeError, ValueError) as error:
+            # Newer releases load FFmpeg only when the first file is opened.
+            if "load libtorchcodec" in str(error):
+                raise InputError(f"the reader 'torchcodec' cannot load FFmpeg; {advice}") from None
             return False
         return len(self._decoder) == self.num_frames
 

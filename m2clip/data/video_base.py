@@ -42,6 +42,8 @@ class Video:
             outside = wanted[0] if wanted[0] < 0 else wanted[-1]
             raise IndexError(f"frame {outside} of {self.path}, which has frames 0 to {self.num_frames - 1}")
         frames = self._read_sorted(wanted)
+        if wanted == list(indices):
+            return frames
         position = {index: rank for rank, index in enumerate(wanted)}
         return frames[[position[index] for index in indices]]
 

@@ -40,13 +40,13 @@ class PyAVVideo(Video):
         keys: list[int] = []
         timed = bool(_INDEXED_CONTAINERS & set(self._container.format.name.split(",")))
         last_key: int | None = None
-        # Whether every packet is a frame to show and none is shown before the key frame it follows.
-        self.plain = True
+        # Whether every packet of the only stream is a frame to show, none shown before the key frame it follows.
+        self.plain = len(self._container.streams.video) == 1
         try:
             for packet in self._container.demux(stream):
                 if not packet.size:
                     continue
-                if packet.is_corrupt:
+                if packet.is_corrupt and timed:
                     raise VideoError(f"{self.path}: truncated or damaged: a frame is incomplete")
                 if packet.pts is None:
                     timed = False
@@ -76,8 +76,13 @@ class PyAVVideo(Video):
 
     def _count(self) -> int:
         """Frames that the decoder gives from start to end; the only safe count where packets carry no times."""
+        import av
+
         self._rewind()
-        return sum(1 for _ in self._decoded())
+        try:
+            return sum(1 for _ in self._decoded())
+        except av.FFmpegError as error:
+            raise VideoError(f"{self.path}: cannot be decoded: {_reason(error)}") from None
 
     def _frame_rate(self, shown: list[int]) -> float:
         if self.num_frames == 1:
@@ -113,7 +118,8 @@ class PyAVVideo(Video):
                 found = self._read_by_rank(indices)
             else:
                 found = self._read_by_time([self.times[index] for index in indices])
-        except av.FFmpegError as error:
+        except (av.FFmpegError, ValueError) as error:
+            # PyAV gives a ValueError where a pixel format cannot be converted to RGB.
             raise VideoError(f"{self.path}: cannot be decoded: {_reason(error)}") from None
         if len(found) < len(indices):
             missing = indices[len(found)]
@@ -185,16 +191,24 @@ def _open_container(path: Path) -> tuple[av.container.InputContainer, av.video.s
         container = av.open(str(path))
     except (av.FFmpegError, ValueError) as error:
         raise VideoError(f"{path}: not a readable video ({_reason(error)})") from None
-    if not container.streams.video:
+    streams = [stream for stream in container.streams.video if not _is_cover(stream)]
+    if not streams:
+        sound = ", only sound" if container.streams.audio else ""
         container.close()
-        raise VideoError(f"{path}: has no video stream" + (", only sound" if container.streams.audio else ""))
-    stream = container.streams.video[0]
+        raise VideoError(f"{path}: has no video stream{sound}")
+    stream = streams[0]
     if stream.codec_context is None:
         container.close()
         raise VideoError(f"{path}: no decoder for its video stream")
     # One thread: many videos are decoded side by side in the loader's workers.
     stream.thread_count = 1
     return container, stream
+
+
+def _is_cover(stream: av.video.stream.VideoStream) -> bool:
+    from av.stream import Disposition
+
+    return bool(stream.disposition & Disposition.attached_pic)
 
 
 def _reason(error: Exception) -> str:

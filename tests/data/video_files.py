@@ -13,10 +13,11 @@ import torch
 
 BITS = 8
 NUM_FRAMES = 40
+TRIMMED = 17
 
 
 def code_image(index: int, width: int, height: int) -> np.ndarray:
-    """(height, width, 3) uint8: the left half of the height band is binary code, the lower half a coloured gradient."""
+    """(height, width, 3) uint8: the upper half is the binary code, the lower half a coloured gradient."""
     image = np.zeros((height, width, 3), np.uint8)
     edges = np.linspace(0, width, BITS + 1).round().astype(int)
     for bit in range(BITS):
@@ -106,6 +107,30 @@ def irregular_times(num_frames: int = NUM_FRAMES) -> list[int]:
     return [int(value) for value in np.cumsum(gaps) - gaps[0]]
 
 
+def write_trimmed(path: Path, skipped: int) -> Path:
+    """An mp4 whose edit list tells players to skip the first frames; they stay in the file for decoding."""
+    write_video(path, options=B_FRAMES)
+    data = bytearray(path.read_bytes())
+    entry = data.index(b"elst") + 12
+    duration, media_time = struct.unpack_from(">Ii", data, entry)
+    # Track time is in 1/12800 s, movie time in 1/1000 s; a frame lasts 1/25 s.
+    struct.pack_into(">Ii", data, entry, duration - 40 * skipped, media_time + 512 * skipped)
+    path.write_bytes(data)
+    return path
+
+
+def write_timeless(path: Path) -> Path:
+    """An mp4 whose frames all have the same time."""
+    write_video(path, options={"crf": "20", "bf": "0"})
+    data = bytearray(path.read_bytes())
+    table = data.index(b"stts") + 8
+    (entries,) = struct.unpack_from(">I", data, table)
+    for entry in range(entries):
+        struct.pack_into(">I", data, table + 8 + 8 * entry, 0)
+    path.write_bytes(data)
+    return path
+
+
 B_FRAMES = {"crf": "20", "bf": "3", "b_strategy": "0", "preset": "medium"}
 
 # Name -> writer of a healthy file of NUM_FRAMES frames (1 for "one_frame").
@@ -130,12 +155,17 @@ GOOD_FILES: dict[str, Callable[[Path], Path]] = {
     "vp9.webm": lambda path: write_video(path, codec="libvpx-vp9", options={"b": "500k", "cpu-used": "8"}),
     "mpeg4.avi": lambda path: write_video(path, codec="mpeg4", options={"b": "1000000"}),
     "mpeg4_b_frames.avi": lambda path: write_video(path, codec="mpeg4", options={"b": "1000000", "bf": "2"}),
+    "mpeg2.mpg": lambda path: write_video(path, codec="mpeg2video", options={"b": "2000000", "bf": "2"}),
+    "raw.h264": lambda path: write_video(path, options=B_FRAMES),
+    "trimmed.mp4": lambda path: write_trimmed(path, TRIMMED),
     "one_frame.mp4": lambda path: write_video(path, num_frames=1),
     "one_frame.webm": lambda path: write_video(path, num_frames=1, codec="libvpx", options={"b": "1M"}),
     "one_frame.avi": lambda path: write_video(path, num_frames=1, codec="mpeg4", options={"b": "1000000"}),
 }
 
 
-def expected_frames(name: str) -> int:
-    """Number of frames of one of the `GOOD_FILES`."""
-    return 1 if name.startswith("one_frame") else NUM_FRAMES
+def expected_codes(name: str) -> list[int]:
+    """The numbers that the frames of one of the `GOOD_FILES` show, in order."""
+    if name.startswith("one_frame"):
+        return [0]
+    return list(range(TRIMMED if name.startswith("trimmed") else 0, NUM_FRAMES))
