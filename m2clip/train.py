@@ -126,9 +126,6 @@ class _Trainer:
         self.identity = run_identity(config, self.model, annotations)
 
         self.progress = Progress()
-        # Processes draw different dropout masks; with one process this is the state after the weights were drawn.
-        if processes > 1:
-            seed_everything(mix_seeds(config.seed, distributed.rank()))
         checkpoint = run_state.load_newest(self.checkpoints, say)
         if checkpoint is not None:
             self.restore(checkpoint)
@@ -141,13 +138,17 @@ class _Trainer:
         if distributed.is_main():
             save_config(config, self.folder / "config.yaml")
         self.log = RunLog(self.folder, total_steps, self.progress.step, quiet, distributed.is_main())
+        # Last of all, because building and importing may draw numbers too. Processes draw different dropout masks.
+        if checkpoint is not None:
+            run_state.set_rng_state(checkpoint.state["rng"][distributed.rank()])
+        else:
+            seed_everything(mix_seeds(config.seed, distributed.rank()))
 
     def restore(self, checkpoint: run_state.Checkpoint) -> None:
         run_state.check_same_run(checkpoint.state["identity"], self.identity, self.folder)
         run_state.restore_tensors(self.model, self.optimizer, checkpoint.tensors)
         self.scaler.load_state_dict(checkpoint.state["scaler"])
         self.progress = checkpoint.progress
-        run_state.set_rng_state(checkpoint.state["rng"][distributed.rank()])
 
     # ---- the loop ----
 
@@ -193,8 +194,8 @@ class _Trainer:
             if done:
                 progress.epoch, progress.batches = progress.epoch + 1, 0
             every = self.config.checkpoint_every
-            # While steps fail, the checkpoint from before the failures is the one to come back to.
-            if stopping or (progress.bad_steps == 0 and (done or (every and progress.step % every == 0))):
+            # Skipped steps changed no weight, so between them there is nothing new to keep.
+            if stopping or done or (every and progress.step % every == 0 and progress.bad_steps == 0):
                 self.checkpoint()
             if self.on_step is not None:
                 self.on_step(progress)

@@ -1,0 +1,219 @@
+"""Checkpoints are whole or absent, and a resumed run equals one that never stopped, to the last bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from m2clip import run_state, train
+from m2clip.errors import InputError
+from m2clip.run_log import RunLog
+from m2clip.run_state import Progress, list_checkpoints, load_newest, save_checkpoint
+from tests.training_run import build_clip, build_config, read_losses, write_videos
+
+
+class Killed(Exception):
+    """Stands for a process that ends without a word."""
+
+
+def kill_after(step: int) -> Callable[[Progress], None]:
+    def on_step(progress: Progress) -> None:
+        if progress.step == step:
+            raise Killed
+
+    return on_step
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_videos(tmp_path_factory.mktemp("videos"))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    return train.run(build_config(videos, folder), clip=build_clip(), device="cpu", quiet=True)
+
+
+def assert_same_run(folder: Path, other: Path) -> None:
+    assert read_losses(folder) == read_losses(other)
+    first, second = (load_newest(path / "checkpoints") for path in (folder, other))
+    assert first is not None and second is not None
+    assert first.progress == second.progress and first.state["rng"] == second.state["rng"]
+    assert first.tensors.keys() == second.tensors.keys()
+    assert all(torch.equal(first.tensors[name], second.tensors[name]) for name in first.tensors)
+
+
+@pytest.mark.parametrize(("step", "workers"), [(1, 0), (3, 0), (4, 0), (7, 2)])
+def test_resume_is_exact(videos: Path, uninterrupted: Path, tmp_path: Path, step: int, workers: int) -> None:
+    config = build_config(videos, tmp_path, f"data.workers={workers}")
+    with pytest.raises(Killed):
+        train.run(config, clip=build_clip(), device="cpu", quiet=True, on_step=kill_after(step))
+    torch.rand(5)  # whatever else the new process draws must not matter
+    train.run(config, clip=build_clip(), device="cpu", quiet=True)
+    assert len(read_losses(tmp_path)) == 12
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def test_sums_between_two_log_lines_survive(videos: Path, tmp_path: Path) -> None:
+    for name, step in (("whole", 99), ("cut", 5)):
+        config = build_config(videos, tmp_path / name, "log_every=3", "optim.epochs=2")
+        try:
+            train.run(config, clip=build_clip(), device="cpu", quiet=True, on_step=kill_after(step))
+        except Killed:
+            train.run(config, clip=build_clip(), device="cpu", quiet=True)
+    assert [row["step"] for row in read_losses(tmp_path / "cut")] == ["3", "4", "6", "8"]
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_damaged_newest_checkpoint_falls_back(
+    videos: Path, uninterrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = build_config(videos, tmp_path)
+    with pytest.raises(Killed):
+        train.run(config, clip=build_clip(), device="cpu", quiet=True, on_step=kill_after(6))
+    newest = list_checkpoints(tmp_path / "checkpoints")[0]
+    tensors = newest / "tensors.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-10])
+    train.run(config, clip=build_clip(), device="cpu")
+    lines = [line for line in capsys.readouterr().out.splitlines() if "checkpoint is damaged" in line]
+    assert len(lines) == 1 and newest.name in lines[0]
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def test_finished_run_is_left_alone(videos: Path, uninterrupted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = read_losses(uninterrupted)
+    train.run(build_config(videos, uninterrupted), clip=build_clip(), device="cpu")
+    assert read_losses(uninterrupted) == before
+    assert "trained 12 steps" in capsys.readouterr().out
+
+
+def test_other_settings_are_refused(videos: Path, uninterrupted: Path) -> None:
+    config = build_config(videos, uninterrupted, "optim.batch_size=1", "data.num_frames=3", "seed=4")
+    with pytest.raises(InputError) as caught:
+        train.run(config, clip=build_clip(), device="cpu", quiet=True)
+    message = str(caught.value)
+    assert all(name in message for name in ("optim.batch_size (2 there, 1 here)", "data.num_frames", "seed"))
+    assert "optim.lr" not in message and "\n" not in message
+    with pytest.raises(InputError, match="already holds a run"):
+        train.run(build_config(videos, uninterrupted), clip=build_clip(), device="cpu", resume=False, quiet=True)
+
+
+def test_other_class_names_are_refused(videos: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    classes = tmp_path / "classes.csv"
+    classes.write_text("id,name\n0,one\n1,two\n2,three\n")
+    with pytest.raises(InputError, match="class names"):
+        train.run(
+            build_config(videos, uninterrupted, f"data.classes={classes}"), clip=build_clip(), device="cpu", quiet=True
+        )
+
+
+def save(folder: Path, step: int, keep: int = 2) -> Path:
+    return save_checkpoint(folder, {"x": torch.full((3,), float(step))}, Progress(step=step), {"a": 1}, keep)
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    for step in (1, 2, 10):
+        save(tmp_path, step)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000000010", "step-000000002"]
+
+
+@pytest.mark.parametrize("part", ["tensors", "state", "rename"])
+def test_failure_while_writing_leaves_the_previous(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    save(tmp_path, 1)
+
+    def no_space(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    def half_then_no_space(tensors: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        no_space()
+
+    with monkeypatch.context() as patch:
+        if part == "tensors":
+            patch.setattr(run_state, "_write_tensors", half_then_no_space)
+        elif part == "state":
+            patch.setattr(Path, "write_text", no_space)
+        else:
+            patch.setattr(run_state.os, "rename", no_space)
+        with pytest.raises(InputError, match="No space left"):
+            save(tmp_path, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000001"]
+    checkpoint = load_newest(tmp_path)
+    assert checkpoint is not None and checkpoint.tensors["x"].tolist() == [1.0] * 3
+
+
+def test_killed_while_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 1)
+    # What a killed process leaves: a part of a checkpoint under its temporary name.
+    (tmp_path / ".writing-step-000000002").mkdir()
+    (tmp_path / ".writing-step-000000002" / "tensors.safetensors").write_bytes(b"half")
+    checkpoint = load_newest(tmp_path)
+    assert checkpoint is not None and checkpoint.progress.step == 1
+    save(tmp_path, 3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000000001", "step-000000003"]
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "no state", "bad json", "no progress"])
+def test_every_damage_is_noticed(tmp_path: Path, damage: str) -> None:
+    save(tmp_path, 1)
+    newest = save(tmp_path, 2)
+    tensors, state = newest / "tensors.safetensors", newest / "state.json"
+    if damage == "flip":
+        content = bytearray(tensors.read_bytes())
+        content[-1] ^= 1
+        tensors.write_bytes(content)
+    elif damage == "truncate":
+        tensors.write_bytes(tensors.read_bytes()[:5])
+    elif damage == "no state":
+        state.unlink()
+    elif damage == "bad json":
+        state.write_text(state.read_text()[:-4])
+    else:
+        state.write_text(state.read_text().replace('"progress"', '"progres"'))
+    lines: list[str] = []
+    checkpoint = load_newest(tmp_path, lines.append)
+    assert checkpoint is not None and checkpoint.progress.step == 1
+    assert len(lines) == 1 and "\n" not in lines[0] and newest.name in lines[0]
+    (tmp_path / "step-000000001" / "state.json").unlink()
+    with pytest.raises(InputError, match="no checkpoint can be read"):
+        load_newest(tmp_path, lines.append)
+
+
+def test_no_checkpoint_is_no_error(tmp_path: Path) -> None:
+    assert load_newest(tmp_path / "nothing") is None
+
+
+def test_generators_come_back() -> None:
+    import random
+
+    import numpy
+
+    state = run_state.rng_state()
+    drawn = torch.rand(3).tolist(), numpy.random.rand(3).tolist(), random.random()  # noqa: NPY002
+    run_state.set_rng_state(state)
+    assert drawn == (torch.rand(3).tolist(), numpy.random.rand(3).tolist(), random.random())  # noqa: NPY002
+
+
+def test_log_drops_later_rows_and_adds_columns(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, 10, quiet=True)
+    for step in (1, 2, 3):
+        log.write(step, 1, {"loss": 0.1 * step})
+    log.close()
+    with (tmp_path / "metrics.csv").open("a") as file:
+        file.write("4")
+    log = RunLog(tmp_path, 10, step=2, quiet=True)
+    log.write(3, 1, {"loss": 9.0})
+    log.write(3, 1, {"val_top1": 0.5})
+    log.record_bad_videos([{"path": "x.mp4", "error": "empty", "replaced_by": "y.mp4"}] * 2, 3)
+    log.close()
+    assert [(row["step"], row["loss"], row["val_top1"]) for row in log.rows()] == [
+        ("1", "0.1", ""),
+        ("2", "0.2", ""),
+        ("3", "9.0", ""),
+        ("3", "", "0.5"),
+    ]
+    assert len((tmp_path / "bad_videos.jsonl").read_text().splitlines()) == log.bad_count == 1
