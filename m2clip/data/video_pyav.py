@@ -87,7 +87,7 @@ class PyAVVideo(Video):
     def _frame_rate(self, shown: list[int]) -> float:
         if self.num_frames == 1:
             return math.nan
-        if len(shown) == self.num_frames:
+        if len(shown) == self.num_frames and self._stream.time_base:
             seconds = float((shown[-1] - shown[0]) * self._stream.time_base)
             rate = (self.num_frames - 1) / seconds if seconds > 0 else 0.0
         else:
