@@ -134,7 +134,7 @@ class _Trainer:
             self.folder.mkdir(parents=True, exist_ok=True)
         self.wrapped = self.module = LossModule(self.model)
         if processes > 1:
-            self.wrapped = nn.parallel.DistributedDataParallel(self.module, broadcast_buffers=False)
+            self.wrapped = nn.parallel.DistributedDataParallel(self.module)
         if distributed.is_main():
             save_config(config, self.folder / "config.yaml")
         self.log = RunLog(self.folder, total_steps, self.progress.step, quiet, distributed.is_main())

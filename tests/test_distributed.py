@@ -56,7 +56,7 @@ def half_batch(rank: int, port: int, folder: str) -> None:
     model = build_model()
     video, labels = batch()
     own = slice(rank * BATCH // PROCESSES, (rank + 1) * BATCH // PROCESSES)
-    module = torch.nn.parallel.DistributedDataParallel(LossModule(model), broadcast_buffers=False)
+    module = torch.nn.parallel.DistributedDataParallel(LossModule(model))
     torch.save(loss_and_gradients(module, model, video[own], labels[own]), Path(folder) / f"{rank}.pt")
 
     x = torch.full((2, 3), float(rank + 1), requires_grad=True)
