@@ -1,8 +1,8 @@
 """The authors' formulation of M2-CLIP, preset "official", as the baseline of correctness and speed.
 
-Parameter names are those of the authors' checkpoints. Tokens travel as (L, B*T, D), the temporal convolution is a 3-D
-one on permuted copies, the frame difference is taken on full-width tokens, and every step runs all prompts at 77 tokens
-through the whole text tower.
+Parameter names are those of the authors' checkpoints. Tokens travel as (L, B*T, D), the convolutions work on permuted
+copies, the frame difference is taken on full-width tokens, and every step runs all prompts at 77 tokens through the
+whole text tower.
 """
 
 from __future__ import annotations
@@ -43,16 +43,15 @@ class TEDAdapter(nn.Module):
         super().__init__()
         self.frames = frames
         self.fc1 = nn.Linear(dim, width)
-        self.conv = nn.Conv3d(width, width, (3, 1, 1), padding=(1, 0, 0), groups=width)
+        self.conv = nn.Conv1d(width, width, 3, padding=1, groups=width)
         self.fc2 = nn.Linear(width, dim)
         self.offset_adapter = OffsetAdapter(dim, width)
 
     def forward(self, x: Tensor) -> Tensor:
         length, batch, dim = x.shape
         clips = batch // self.frames
-        hidden = self.fc1(x).view(length, clips, self.frames, -1).permute(1, 3, 2, 0).contiguous()
-        hidden = self.conv(hidden.unsqueeze(-1)).squeeze(-1)
-        hidden = hidden.permute(3, 0, 2, 1).contiguous().view(length, batch, -1)
+        hidden = self.fc1(x).view(length * clips, self.frames, -1).transpose(1, 2).contiguous()
+        hidden = self.conv(hidden).transpose(1, 2).contiguous().view(length, batch, -1)
         return x + self.fc2(hidden) + self.offset_adapter(x, self.frames)
 
 
@@ -173,9 +172,7 @@ class AuthorsM2CLIP(nn.Module):
         w_class = F.normalize(self.encode_text(class_tokens)[1], dim=-1)
         target = F.softmax(10.0 * (labels[:, None] == labels[None]).float(), dim=1)
         logits = logit_scale * v @ w_label.T
-        kl = [
-            F.kl_div(F.log_softmax(part, dim=1), target, reduction="mean") * len(labels) for part in (logits, logits.T)
-        ]
+        kl = [F.kl_div(F.log_softmax(part, dim=1), target, reduction="batchmean") for part in (logits, logits.T)]
         clip = self.clip[0]
         hidden, _ = self.encode_text(masked_tokens)
         hidden = self.transformer.resblocks[-1](hidden, context=frames.permute(1, 0, 2))

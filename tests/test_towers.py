@@ -1,0 +1,172 @@
+"""The opened towers give what open_clip gives, with all their savings."""
+
+from __future__ import annotations
+
+import open_clip
+import pytest
+import torch
+from torch import nn
+
+import m2clip
+from m2clip.data.label_sets import load_class_names
+from m2clip.errors import InputError
+from m2clip.text import PromptTokenizer, prompt_words
+from m2clip.towers import TextTower, VisionTower, layer_range
+from tests.clips import NAMES, random_video, randomise, small_clip
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return ((a - b).abs().max() / b.abs().max()).item()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["official", "paper"])
+@pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-16-quickgelu", "ViT-L-14"])
+def test_untrained_model_is_the_frame_average_of_its_clip(name, preset):
+    torch.manual_seed(0)
+    clip = m2clip.load_clip(name, None)
+    names = load_class_names("ucf101")[:8]
+    model = m2clip.create_model("m2clip", clip, names, 2, preset=preset).eval()
+    video = random_video(1, 2, 224)
+    tokens = open_clip.get_tokenizer(name)([" ".join(words) for words in prompt_words(names, "a video of {}")])
+    with torch.no_grad():
+        out = model(video)
+        frames = clip.encode_image(video.flatten(0, 1))[None]
+        text = clip.encode_text(tokens)
+    assert relative(out.frame_features, frames) <= 1e-6
+    assert relative(out.video_features, frames.mean(dim=1)) <= 1e-6
+    assert relative(model.text_features(), text) <= 1e-6
+
+
+@pytest.mark.parametrize("quick_gelu", [True, False])
+def test_vision_tower_takes_the_activation_from_the_model(quick_gelu):
+    clip = small_clip(quick_gelu)
+    video = random_video()
+    with torch.no_grad():
+        expected = clip.encode_image(video.flatten(0, 1)).unflatten(0, (2, 4))
+        tower = VisionTower(clip.visual, {})
+        assert relative(tower.project(tower(video)), expected) <= 1e-6
+
+
+class Shift(nn.Module):
+    """Adds a trained vector to every token; takes the frame count as vision adapters do."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.randn(dim))
+
+    def forward(self, x: torch.Tensor, num_frames: int | None = None) -> torch.Tensor:
+        return x + self.shift
+
+
+def test_vision_adapters_act_at_their_places_and_only_there():
+    clip = small_clip()
+    torch.manual_seed(1)
+    adapters = {1: {"pre_attn": Shift(32)}, 2: {"pre_attn": Shift(32), "pre_mlp": Shift(32)}}
+    tower = VisionTower(clip.visual, adapters)
+    video = random_video()
+    x = tower.embed(video.flatten(0, 1))
+    for i, block in enumerate(clip.visual.transformer.resblocks):
+        places = adapters.get(i, {})
+        x = places["pre_attn"](x) if "pre_attn" in places else x
+        x = x + block.attention(block.ln_1(x))
+        x = places["pre_mlp"](x) if "pre_mlp" in places else x
+        x = x + block.mlp(block.ln_2(x))
+    expected = x[:, 0].unflatten(0, (2, 4))
+    actual = tower(video)
+    assert relative(actual, expected) <= 1e-6
+    expected.square().sum().backward()
+    gradients = [adapter.shift.grad.clone() for places in adapters.values() for adapter in places.values()]
+    tower.zero_grad()
+    actual.square().sum().backward()
+    for places in adapters.values():
+        for adapter in places.values():
+            assert relative(adapter.shift.grad, gradients.pop(0)) <= 1e-5
+
+
+@pytest.mark.parametrize("adapted", [(), (2,), (1, 2), (0, 1, 2), (1,)])
+def test_text_tower_equals_the_plain_tower_with_prompts_cut_and_layers_cached(adapted):
+    clip = small_clip()
+    torch.manual_seed(1)
+    adapters = {i: Shift(32) for i in adapted}
+    tower = TextTower(clip, adapters)
+    words = prompt_words(NAMES, "a video of {}")
+    prompts = PromptTokenizer(77).batch(words)
+    tokens = open_clip.get_tokenizer("ViT-B-32")([" ".join(w) for w in words])
+    assert prompts.tokens.shape[1] < 77
+    assert torch.equal(prompts.tokens, tokens[:, : prompts.tokens.shape[1]])
+    assert torch.equal(prompts.positions[:, 0], tokens.argmax(dim=1))
+
+    x = clip.token_embedding(tokens) + clip.positional_embedding
+    for i, block in enumerate(clip.transformer.resblocks):
+        x = x + block.attention(block.ln_1(x), attn_mask=clip.attn_mask)
+        x = adapters[i](x) if i in adapters else x
+        x = x + block.mlp(block.ln_2(x))
+    expected = clip.ln_final(x)[torch.arange(len(NAMES)), tokens.argmax(dim=1)] @ clip.text_projection
+    cached = tower.frozen_part(prompts.tokens, prompts.positions)
+    assert not cached.requires_grad
+    actual = tower.project(tower.adapted_part(cached, prompts.positions)[:, 0])
+    assert relative(actual, expected) <= 1e-6
+    if adapted:
+        expected.square().sum().backward()
+        gradients = {i: adapter.shift.grad.clone() for i, adapter in adapters.items()}
+        tower.zero_grad()
+        actual.square().sum().backward()
+        for i, adapter in adapters.items():
+            assert relative(adapter.shift.grad, gradients[i]) <= 1e-5
+
+
+def test_the_frozen_text_part_is_computed_once_a_label_set(monkeypatch):
+    model = m2clip.create_model("m2clip", small_clip(), NAMES, 4, text_layers=2)
+    calls = []
+    frozen_part = model.text.frozen_part
+    monkeypatch.setattr(model.text, "frozen_part", lambda *a: calls.append(1) or frozen_part(*a))
+    first = model.text_features()
+    model.text_features()
+    assert len(calls) == 1
+    model.set_class_names(NAMES[::-1])
+    assert relative(model.text_features(), first.flip(0)) <= 1e-6
+    assert len(calls) == 2
+
+
+def test_towers_share_and_freeze_the_modules_of_their_clip():
+    clip = small_clip()
+    model = m2clip.create_model("m2clip", clip, NAMES, 4)
+    assert model.visual.conv1 is clip.visual.conv1
+    assert sum(p.requires_grad for p in clip.parameters()) == 0
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert trained == sum(p.numel() for p in model.trained_state_dict().values()) > 0
+
+
+def test_half_precision_keeps_trained_weights_in_fp32_and_stays_close():
+    clip = small_clip()
+    model = m2clip.create_model("m2clip", clip, NAMES, 4).eval()
+    randomise(model, 0.05)
+    video = random_video()
+    with torch.no_grad():
+        exact = model(video)
+        model.set_precision("bf16")
+        rounded = model(video)
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    assert clip.visual.conv1.weight.dtype == torch.bfloat16
+    assert model.visual(video).dtype == torch.bfloat16
+    assert relative(rounded.video_features, exact.video_features) <= 0.03
+    model.train()
+    model.loss(video, torch.tensor([0, 3])).total.backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize(("text", "expected"), [("all", [0, 1, 2, 3]), ("none", []), ("2-3", [1, 2]), ("4", [3])])
+def test_layer_ranges(text, expected):
+    assert layer_range(text, 4) == expected
+
+
+@pytest.mark.parametrize("text", ["0-2", "3-2", "1-5", "last", "", "-2"])
+def test_bad_layer_ranges_are_told(text):
+    with pytest.raises(InputError, match="within 1-4"):
+        layer_range(text, 4)
+
+
+def test_other_architectures_are_refused_in_one_line():
+    with pytest.raises(InputError, match="use a CLIP ViT"):
+        m2clip.create_model("m2clip", m2clip.load_clip("RN50", None, device="meta"), NAMES, 4)
