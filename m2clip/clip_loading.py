@@ -59,10 +59,10 @@ def _open_clip_model(name: str, pretrained: str | None, device: str) -> nn.Modul
 
 
 def _quietly(device: str, build: Callable[[], nn.Module]) -> nn.Module:
-    """Build on a device without the warning that open_clip logs about random weights: they were asked for."""
+    """Build on a device without what open_clip logs: random weights were asked for, failures are told by us."""
     import logging
 
-    logging.disable(logging.WARNING)
+    logging.disable(logging.ERROR)
     try:
         with torch.device(device):
             return build()

@@ -181,7 +181,7 @@ def _load_file(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist") from error
     except Exception as error:  # torch raises many kinds for files that are damaged or hold more than tensors
-        raise InputError(f"{path} cannot be read as a file of tensors only: {str(error).splitlines()[0]}") from error
+        raise InputError(f"{path} cannot be read as a file of tensors only: damaged, or no torch checkpoint") from error
     if not isinstance(loaded, dict):
         raise InputError(f"{path} holds a {type(loaded).__name__}, expected a dict of tensors")
     return loaded

@@ -13,7 +13,6 @@ from benchmarks.authors import AuthorsM2CLIP, total_loss
 from m2clip.convert import authors_name, convert_from_authors, convert_to_authors, to_authors_state
 from m2clip.data.label_sets import load_class_names
 from m2clip.errors import InputError
-from m2clip.methods.m2clip import HEADS
 from m2clip.text import IGNORE
 from tests.clips import NAMES, random_video, randomise, small_clip
 
