@@ -1,0 +1,147 @@
+"""The demonstration: what frozen CLIP cannot see and M2-CLIP learns, on videos rendered here, in minutes on a CPU."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .checkpoint import load_adapters
+from .clip_loading import load_clip
+from .methods import create_model
+from .results import EvalResult, write_json
+
+CONFIG = "m2clip_demo"
+CLIPS_PER_CLASS = {"train": 100, "val": 10}
+EXAMPLES = (("base_val", 0.1), ("base_val", 0.6), ("novel_val", 0.3), ("novel_val", 0.8))  # list, place in the list
+
+
+def run_demo(output: str | Path = "demo", *, seed: int = 0, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Render videos, train M2-CLIP on two thirds of the classes, compare with frozen CLIP, and draw the picture.
+
+    A call that was stopped is repeated where it left off: rendered clips and training steps are kept.
+
+    Args:
+        output: folder for videos/, run/, results.json and demo.png.
+        seed: fixes videos, initial weights and the order of training.
+        say: receives a line of text where something is worth telling.
+
+    Returns:
+        What results.json holds: accuracies, number of classes and videos, seconds of each part.
+
+    Raises:
+        InputError: a folder that cannot be written or holds another run.
+    """
+    from .config import load_config
+    from .data.motion import render_dataset
+    from .plots import demo_picture
+    from .train import run
+
+    output = Path(output)
+    videos, seconds = output / "videos", dict[str, float]()
+    with _timed(seconds, "render"), _progress("rendering videos") as progress:
+        render_dataset(videos, CLIPS_PER_CLASS, seed=seed, progress=progress)
+    paths = {"train": "base_train.txt", "val": "base_val.txt", "classes": "base_classes.csv"}
+    config = load_config(CONFIG, [f"--data.{key}={videos / name}" for key, name in paths.items()])
+    config.output, config.seed = str(output / "run"), seed
+    with _timed(seconds, "train"):
+        run(config)
+    with _timed(seconds, "evaluate"):
+        models = {
+            "frozen CLIP": create_model("clip", load_clip("tiny"), ["a"], config.data.num_frames),
+            "M2-CLIP": load_adapters(output / "run"),
+        }
+        scores = {
+            (name, part): _evaluate(model, videos, part, config)
+            for name, model in models.items()
+            for part in ("base", "novel")
+        }
+    results: dict[str, Any] = {
+        "accuracy": {name: {part: scores[name, part].top1 for part in ("base", "novel")} for name in models},
+        "similarity": {
+            name: {part: scores[name, part].zero_shot.top1 for part in ("base", "novel")} for name in models
+        },
+        "classes": {part: len(scores["M2-CLIP", part].class_names) for part in ("base", "novel")},
+        "videos": {part: scores["M2-CLIP", part].denominator for part in ("base", "novel")},
+        "protocol": scores["M2-CLIP", "novel"].settings_line(),
+        "seed": seed,
+    }
+    strips = [_example(models, videos, name, place) for name, place in EXAMPLES]
+    classes = results["classes"]
+    titles = {"base": f"{classes['base']} trained classes", "novel": f"{classes['novel']} new classes"}
+    drawn = {name: {titles[part]: top1 for part, top1 in parts.items()} for name, parts in results["accuracy"].items()}
+    chance = {titles[part]: 1 / count for part, count in classes.items()}
+    picture = demo_picture(drawn, strips, output / "demo.png", chance)
+    results["seconds"] = {name: round(value, 1) for name, value in seconds.items()}
+    write_json(results, output / "results.json")
+    _tell(results, picture, say)
+    return results
+
+
+def _evaluate(model: Any, videos: Path, part: str, config: Any) -> EvalResult:
+    from .data.annotations import load_annotations
+    from .data.clips import ClipDataset
+    from .data.label_sets import load_class_names
+    from .evaluate import evaluate_model
+    from .train_setup import clip_settings
+
+    names = load_class_names(videos / f"{part}_classes.csv")
+    annotations = load_annotations(videos / f"{part}_val.txt", root=videos, class_names=names)
+    dataset = ClipDataset(annotations, clip_settings(config, model.image_size))
+    return evaluate_model(model, dataset, config.eval, class_names=names, workers=config.data.workers)
+
+
+def _example(models: dict[str, Any], videos: Path, list_name: str, place: float) -> Any:
+    """A clip at a fixed place in a list, with what each model says of it; not chosen by who is right."""
+    from .data.annotations import load_annotations
+    from .data.label_sets import load_class_names
+    from .plots import ExampleClip
+    from .predict import predict_video
+
+    names = load_class_names(videos / f"{list_name.removesuffix('_val')}_classes.csv")
+    items = load_annotations(videos / f"{list_name}.txt", root=videos, class_names=names).items
+    item = items[int(place * len(items))]
+    said = []
+    for model in models.values():
+        model.set_class_names(names)
+        said.append(predict_video(model, item.path))
+    return ExampleClip(said[0].frames, names[item.label], said[0].ranked[:3], said[1].ranked[:3])
+
+
+def _tell(results: dict[str, Any], picture: Path, say: Callable[[str], None]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    classes, accuracy = results["classes"], results["accuracy"]
+    table = Table(title="top-1 accuracy on held-out videos")
+    for column in ("", f"{classes['base']} trained classes", f"{classes['novel']} new classes (zero-shot)"):
+        table.add_column(column, justify="left" if not column else "right")
+    rows = {"chance": {part: 1 / count for part, count in classes.items()}, **accuracy}
+    for name, parts in rows.items():
+        table.add_row(name, *(f"{100 * parts[part]:.1f} %" for part in ("base", "novel")))
+    console = Console(width=100)
+    with console.capture() as capture:
+        console.print(table)
+    say(capture.get().rstrip())
+    spent = ", ".join(f"{name} {value:.0f} s" for name, value in results["seconds"].items())
+    say(f"{results['protocol']}")
+    say(spent)
+    say(f"picture: {picture}")
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    start = time.monotonic()
+    yield
+    seconds[name] = time.monotonic() - start
+
+
+@contextmanager
+def _progress(title: str) -> Iterator[Callable[[int, int], None]]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    with Progress(title, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), transient=True) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
