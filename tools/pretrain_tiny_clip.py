@@ -3,8 +3,8 @@
 The loss is CLIP's, in both directions, with one change: every caption of the batch that is true of an image counts as
 its caption, and every image that a caption is true of as its image, the target probability being shared evenly, because
 short captions such as "a circle" are true of many images. A linear classifier of each attribute on the image features
-(not kept) is trained along: it gives the image tower a signal that the captions alone give only much later. With --steps alone the result depends on the seed and the
-number of threads only.
+(not kept) is trained along: it gives the image tower a signal that the captions alone give only much later. The result
+depends on the seed and the number of threads only, unless --minutes is given.
 
     python tools/pretrain_tiny_clip.py --steps 6000 --output m2clip/assets/tiny_clip.safetensors
 """
@@ -213,10 +213,8 @@ def main() -> None:
                 mean.lerp_(now, 1 - keep)
         losses.append((contrast.item(), direct.item()))
         if step % args.report == 0 or progress >= 1:
-            facts = {
-                "steps": step,
-                **dict(zip(("loss", "attribute_loss"), np.mean(losses[-200:], axis=0).round(4).tolist(), strict=True)),
-            }
+            recent = np.mean(losses[-200:], axis=0).round(4).tolist()
+            facts = {"steps": step, "loss": recent[0], "attribute_loss": recent[1]}
             facts.update(evaluate(averaged, words, stills))
             averaged.eval()
             facts.update(minutes=round((time.time() - start) / 60, 1), seed=args.seed, images_a_step=args.images)

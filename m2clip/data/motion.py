@@ -222,7 +222,8 @@ def render_dataset(
             and novel_classes.csv (columns id, name).
         clips_per_class: {"train": clips of each base class, "val": clips of each base and each novel class}.
         seed: non-negative integer that fixes every clip.
-        workers: number of processes; 0 or 1 renders in this process.
+        workers: number of processes; 0 or 1 renders in this process. With more, a script that calls this must do so
+            under `if __name__ == "__main__":`, as for any new Python process.
         progress: called with (clips done, clips wanted) after every few clips.
 
     Returns:

@@ -134,8 +134,8 @@ def _background(look: Look, pose: Pose, n: int) -> np.ndarray:
     rows = np.concatenate([np.cos(along_y), -np.sin(along_y)], axis=1)
     rows *= np.concatenate([amplitude, amplitude], axis=1)[..., None]
     field = rows.astype(np.float32).transpose(0, 2, 1) @ np.concatenate([np.cos(along_x), np.sin(along_x)], axis=1)
-    mix = np.clip(field + np.float32(0.5), 0, 1)[..., None]
-    low, high = look.ground[:, None, None, 0], look.ground[:, None, None, 1]
+    mix = np.clip(field + np.float32(0.5), 0, 1)[:, None]
+    low, high = look.ground[:, 0, :, None, None], look.ground[:, 1, :, None, None]
     return low + mix * (high - low)
 
 
@@ -150,6 +150,7 @@ def render(look: Look, pose: Pose) -> np.ndarray:
         uint8 (n, 64, 64, 3) RGB.
     """
     n = len(pose.x)
+    # Colours stay the second dimension until the end: numpy is slow on a last dimension of three.
     image = _background(look, pose, n)
     kind = np.broadcast_to(look.kind, n)
     radius = pose.radius.astype(np.float32)[:, None, None]
@@ -171,6 +172,7 @@ def render(look: Look, pose: Pose) -> np.ndarray:
     from_dot = np.sqrt((u - _DOT_DISTANCE[kind][:, None, None]) ** 2 + w * w) - np.float32(_DOT_RADIUS)
     shade *= 1 - np.float32(0.94) * np.clip(np.float32(0.5) - from_dot * radius, 0, 1)
 
-    cover = cover[..., None]
-    image += cover * (shade[..., None] * look.colour[:, None, None] - image)
-    return (image * np.float32(255) + np.float32(0.5)).astype(np.uint8)
+    cover = cover[:, None]
+    image += cover * (shade[:, None] * look.colour[:, :, None, None] - image)
+    image = (image * np.float32(255) + np.float32(0.5)).astype(np.uint8)
+    return np.ascontiguousarray(image.transpose(0, 2, 3, 1))
