@@ -25,7 +25,10 @@ def spatial_conv(h: Tensor, branch: BranchWeights, grid: tuple[int, int]) -> Ten
     """Depthwise 3x3 convolution over the patch grid of (B, T, H*W, R), zero padding 1 (Eq. 7)."""
     clips, frames, _, width = h.shape
     image = h.reshape(clips * frames, *grid, width).permute(0, 3, 1, 2)
-    mixed = F.conv2d(image, branch.conv_weight, branch.conv_bias, padding=1, groups=width)
+    # Views that change nothing: on the way back they give the weight's gradient the weight's own strides, where the
+    # convolution of a channels-last image returns others and DistributedDataParallel would copy it.
+    weight = branch.conv_weight.squeeze(1).unsqueeze(1)
+    mixed = F.conv2d(image, weight, branch.conv_bias, padding=1, groups=width)
     return mixed.permute(0, 2, 3, 1).reshape(h.shape)
 
 

@@ -61,6 +61,17 @@ def test_ted_adapter_agrees_with_the_authors_formulation(frames, side, clips):
     assert difference.abs().max() <= 1e-4 * ours.difference.conv.weight.grad.abs().max()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shared", [False, True])
+def test_gradients_lie_in_memory_as_their_parameters_do(shared, dtype):
+    # DistributedDataParallel copies gradients of other strides, and warns, even where the odd dimension has size 1.
+    for adapter in (TEDAdapter(16, 8, 2, shared_projection=shared), TextAdapter(16, 8)):
+        randomise(adapter)
+        adapter(torch.randn(4, 10, 16, dtype=dtype)).sum().backward()
+        for name, parameter in adapter.named_parameters():
+            assert parameter.grad.stride() == parameter.stride(), name
+
+
 def test_class_tokens_alone_get_what_they_get_among_patches():
     torch.manual_seed(0)
     adapter = TEDAdapter(16, 8, 3, grid=(2, 2))
