@@ -54,7 +54,7 @@ def run_demo(output: str | Path = "demo", *, seed: int = 0, say: Callable[[str],
             "M2-CLIP": load_adapters(output / "run"),
         }
         scores = {
-            (name, part): _evaluate(model, videos, part, config)
+            (name, part): evaluate_part(model, videos, part, config)
             for name, model in models.items()
             for part in ("base", "novel")
         }
@@ -80,7 +80,8 @@ def run_demo(output: str | Path = "demo", *, seed: int = 0, say: Callable[[str],
     return results
 
 
-def _evaluate(model: Any, videos: Path, part: str, config: Any) -> EvalResult:
+def evaluate_part(model: Any, videos: Path, part: str, config: Any) -> EvalResult:
+    """Score a model on the held-out videos of the "base" or "novel" classes in a folder of rendered videos."""
     from .data.annotations import load_annotations
     from .data.clips import ClipDataset
     from .data.label_sets import load_class_names
