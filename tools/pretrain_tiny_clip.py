@@ -6,7 +6,12 @@ short captions such as "a circle" are true of many images. A linear classifier o
 (not kept) is trained along: it gives the image tower a signal that the captions alone give only much later. The result
 depends on the seed and the number of threads only, unless --minutes is given.
 
-    python tools/pretrain_tiny_clip.py --steps 6000 --output m2clip/assets/tiny_clip.safetensors
+    python tools/pretrain_tiny_clip.py --steps 6000 --output tiny_clip.safetensors
+
+The bundled weights were trained in two stages, each limited by --minutes and so not repeatable bit by bit: from random
+weights (seed 0, --attribute-weight 0, --minutes 25, the averaged weights of step 3250), then from these with --init
+(seed 1, --minutes 14, 2017 steps). The first stage's captions told the attributes with slightly other probabilities; the
+JSON file beside the weights records all of this.
 """
 
 from __future__ import annotations
