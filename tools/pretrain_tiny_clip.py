@@ -10,8 +10,8 @@ depends on the seed and the number of threads only, unless --minutes is given.
 
 The bundled weights were trained in two stages, each limited by --minutes and so not repeatable bit by bit: from random
 weights (seed 0, --attribute-weight 0, --minutes 25, the averaged weights of step 3250), then from these with --init
-(seed 1, --minutes 14, 2017 steps). The first stage's captions told the attributes with slightly other probabilities; the
-JSON file beside the weights records all of this.
+(seed 1, --minutes 14, 2017 steps). The first stage's captions told the attributes with slightly other probabilities;
+the JSON file beside the weights records all of this.
 """
 
 from __future__ import annotations
@@ -192,7 +192,6 @@ def main() -> None:
 
     start, losses, step, progress = time.time(), [], 0, 0.0
     while progress < 1:
-        progress = max(step / args.steps, (time.time() - start) / (60 * args.minutes))
         lr = args.lr * min(1, (step + 1) / 300) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
         for group in optimizer.param_groups:
             group["lr"] = lr
@@ -211,6 +210,7 @@ def main() -> None:
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         step += 1
+        progress = max(step / args.steps, (time.time() - start) / (60 * args.minutes))
         with torch.no_grad():
             model.logit_scale.clamp_(max=math.log(100))
             keep = min(args.ema, (step + 1) / (step + 10))
