@@ -103,8 +103,8 @@ def bottleneck_adapter(
     expected = (("down_weight", down_weight, (width, dim)), ("down_bias", down_bias, (width,)))
     for name, tensor, shape in (*expected, ("up_weight", up_weight, (dim, width)), ("up_bias", up_bias, (dim,))):
         _check_shape(name, tensor, shape)
-    cast = [tensor.to(x.dtype) for tensor in (down_weight, down_bias, up_weight, up_bias)]
-    return reference.bottleneck_adapter(x, *cast, activation, scale, residual)
+    down, up = (down_weight.to(x.dtype), down_bias.to(x.dtype)), (up_weight.to(x.dtype), up_bias.to(x.dtype))
+    return reference.bottleneck_adapter(x, *down, *up, activation, scale, residual)
 
 
 def cosine_cross_entropy(

@@ -33,7 +33,8 @@ class WordPredictionHead(nn.Module):
     def loss(self, hidden: Tensor, targets: Tensor, divisor: Tensor | float | None = None) -> Tensor:
         """Cross-entropy of hidden states (..., D_l) at positions with word targets (...), -100 elsewhere."""
         hidden = self.norm(F.gelu(self.dense(hidden)))
-        weight = self.tied.weight if self.decoder is None else self.decoder
+        weight = self.decoder if self.tied is None else self.tied.weight
+        assert weight is not None  # the decoder is left out only where it is tied
         return masked_word_loss(hidden, weight, self.bias, targets, divisor=divisor)
 
 

@@ -20,7 +20,15 @@ from .errors import InputError
 class Block(nn.Module):
     """A frozen pre-norm transformer block of open_clip with a place for an adapter before each of its halves."""
 
-    def __init__(self, block: nn.Module, adapters: Mapping[str, nn.Module]) -> None:
+    ln_1: nn.Module
+    ls_1: nn.Module
+    ln_2: nn.Module
+    mlp: nn.Module
+    ls_2: nn.Module
+    pre_attn: nn.Module | None
+    pre_mlp: nn.Module | None
+
+    def __init__(self, block: Any, adapters: Mapping[str, nn.Module]) -> None:
         super().__init__()
         attention = getattr(block, "attn", None)
         if not isinstance(attention, nn.MultiheadAttention) or hasattr(block, "ln_attn"):
@@ -68,7 +76,15 @@ class VisionTower(nn.Module):
         InputError: a vision model that is no plain CLIP ViT with a class token.
     """
 
-    def __init__(self, visual: nn.Module, adapters: Mapping[int, Mapping[str, nn.Module]]) -> None:
+    conv1: nn.Conv2d
+    ln_pre: nn.Module
+    ln_post: nn.Module
+    class_embedding: nn.Parameter
+    positional_embedding: nn.Parameter
+    proj: nn.Parameter
+    blocks: Any  # an nn.ModuleList of Block
+
+    def __init__(self, visual: Any, adapters: Mapping[int, Mapping[str, nn.Module]]) -> None:
         super().__init__()
         _require_plain_vit(visual)
         self.conv1, self.ln_pre, self.ln_post = visual.conv1, visual.ln_pre, visual.ln_post
@@ -132,7 +148,13 @@ class TextTower(nn.Module):
         InputError: a text model that is no plain CLIP text transformer.
     """
 
-    def __init__(self, clip: nn.Module, adapters: Mapping[int, nn.Module]) -> None:
+    token_embedding: nn.Embedding
+    positional_embedding: nn.Parameter
+    ln_final: nn.LayerNorm
+    text_projection: nn.Parameter | nn.Linear | None
+    blocks: Any  # an nn.ModuleList of Block
+
+    def __init__(self, clip: Any, adapters: Mapping[int, nn.Module]) -> None:
         super().__init__()
         if getattr(clip, "text_pool_type", None) not in ("argmax", "eos") or not hasattr(clip, "transformer"):
             raise InputError("the text side of this model is no CLIP text transformer: use a CLIP model of open_clip")
@@ -226,7 +248,7 @@ def layer_range(layers: str, count: int) -> list[int]:
     return list(range(int(first) - 1, int(last or first)))
 
 
-def tower_signature(clip: nn.Module) -> dict[str, Any]:
+def tower_signature(clip: Any) -> dict[str, Any]:
     """What a CLIP's towers must have in common with those the adapters were trained on."""
     visual = clip.visual
     _require_plain_vit(visual)
@@ -243,7 +265,7 @@ def tower_signature(clip: nn.Module) -> dict[str, Any]:
     }
 
 
-def _require_plain_vit(visual: nn.Module) -> None:
+def _require_plain_vit(visual: Any) -> None:
     names = ("conv1", "class_embedding", "positional_embedding", "ln_pre", "transformer", "ln_post", "proj")
     plain = all(hasattr(visual, name) for name in names) and getattr(visual, "attn_pool", None) is None
     if not plain or visual.proj is None or visual.pool_type != "tok":

@@ -10,15 +10,16 @@ from m2clip.kernels import BranchWeights, TEDWeights, ted_adapter
 class Branch(nn.Module):
     """Weights of one branch: down-projection, depthwise convolution (zero at the start), up-projection."""
 
-    def __init__(self, dim: int, width: int, conv: nn.Module) -> None:
+    def __init__(self, dim: int, width: int, conv: nn.Conv1d | nn.Conv2d) -> None:
         super().__init__()
         self.down = nn.Linear(dim, width)
         self.conv = conv
         self.up = nn.Linear(width, dim)
-        for tensor in (self.down.bias, self.conv.weight, self.conv.bias, self.up.bias):
-            nn.init.zeros_(tensor)
+        for parameter in (self.down.bias, *self.conv.parameters(), self.up.bias):
+            nn.init.zeros_(parameter)
 
     def weights(self) -> BranchWeights:
+        assert self.conv.bias is not None  # both adapters build their convolutions with one
         return BranchWeights(
             self.down.weight, self.down.bias, self.conv.weight, self.conv.bias, self.up.weight, self.up.bias
         )
@@ -72,8 +73,9 @@ class TEDAdapter(nn.Module):
             self.temporal = Branch(dim, width, nn.Conv1d(width, width, 3, padding=1, groups=width))
         if difference:
             self.difference = Branch(dim, width, nn.Conv2d(width, width, 3, padding=1, groups=width))
-        self.shared_projection = shared_projection and temporal and difference
-        if self.shared_projection:
+        self.shared_projection = False
+        if shared_projection and self.temporal is not None and self.difference is not None:
+            self.shared_projection = True
             self.difference.down, self.difference.up = self.temporal.down, self.temporal.up
 
     def weights(self) -> TEDWeights:

@@ -50,10 +50,11 @@ class VideoModel(nn.Module):
     method: ClassVar[str]
     visual: VisionTower
     text: TextTower
+    logit_scale: nn.Parameter
 
     def __init__(
         self,
-        clip: nn.Module,
+        clip: Any,
         class_names: Sequence[str],
         num_frames: int,
         prompt: str,
@@ -157,7 +158,7 @@ class VideoModel(nn.Module):
     @contextmanager
     def adapters_disabled(self, *which: str) -> Iterator[None]:
         """Within the context the towers named "visual" and "text" (by default both) run without their adapters."""
-        towers = {"visual": self.visual, "text": self.text}
+        towers: dict[str, VisionTower | TextTower] = {"visual": self.visual, "text": self.text}
         unknown = [name for name in which if name not in towers]
         if unknown:
             raise InputError(f'adapters can be disabled in "visual" and "text", not in {unknown[0]!r}')

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from m2clip.errors import InputError
 from m2clip.losses import Losses
@@ -31,7 +31,7 @@ class FrozenCLIP(VideoModel):
 
     def __init__(
         self,
-        clip: nn.Module,
+        clip: Any,
         class_names: Sequence[str],
         num_frames: int,
         options: FrozenOptions,

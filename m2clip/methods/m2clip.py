@@ -104,7 +104,7 @@ class M2CLIP(VideoModel):
 
     def __init__(
         self,
-        clip: nn.Module,
+        clip: Any,
         class_names: Sequence[str],
         num_frames: int,
         options: M2CLIPOptions,
@@ -171,11 +171,13 @@ class M2CLIP(VideoModel):
             parts["cmlm"] = self._masked_word_loss(frame_features, labels, generator)
         if logits is not None:
             parts["vc"] = nn.functional.cross_entropy(logits, labels)
-        total = sum(self.config.head_weights[name] * part for name, part in parts.items())
-        total = total + sum(parameter.flatten()[0] * 0 for parameter in self._without_gradient())
+        terms = [self.config.head_weights[name] * part for name, part in parts.items()]
+        terms.extend(parameter.flatten()[0] * 0 for parameter in self._without_gradient())
+        total = sum(terms, start=video_features.new_zeros(()))
         return Losses(total, {name: part.detach() for name, part in parts.items()})
 
     def _masked_word_loss(self, frame_features: Tensor, labels: Tensor, generator: torch.Generator | None) -> Tensor:
+        assert self.masker is not None and self.cmlm is not None  # both belong to the cmlm head
         uniform = torch.rand(world_size() * len(labels), self.masker.max_words, generator=generator)
         own = uniform[rank() * len(labels) :][: len(labels)]  # as if one process had drawn for the whole batch
         prompts, targets = self.masker(labels.tolist(), own)
@@ -218,7 +220,7 @@ class M2CLIP(VideoModel):
             modules.extend(block.pre_mlp for block in self.text.blocks)
         if not {"contrastive", "cmc", "cmlm"} & set(heads) and self.config.vc_input == "class_token":
             modules.append(self.output_adapter)
-        if self.masker is not None and self.masker.rate == 0:
+        if self.cmlm is not None and self.config.mask_rate == 0:
             modules.append(self.cmlm.adapter)
         return [parameter for module in modules if module is not None for parameter in module.parameters()]
 
@@ -229,7 +231,7 @@ class M2CLIP(VideoModel):
         return name.startswith(("text.", "cmlm.adapter."))
 
 
-def _ted_adapters(visual: nn.Module, num_frames: int, options: M2CLIPOptions) -> dict[int, dict[str, nn.Module]]:
+def _ted_adapters(visual: Any, num_frames: int, options: M2CLIPOptions) -> dict[int, dict[str, nn.Module]]:
     dim, blocks = visual.conv1.out_channels, len(visual.transformer.resblocks)
     return {
         i: {
@@ -249,7 +251,7 @@ def _ted_adapters(visual: nn.Module, num_frames: int, options: M2CLIPOptions) ->
     }
 
 
-def _text_adapters(clip: nn.Module, options: M2CLIPOptions) -> dict[int, nn.Module]:
+def _text_adapters(clip: Any, options: M2CLIPOptions) -> dict[int, nn.Module]:
     dim, blocks = clip.token_embedding.embedding_dim, len(clip.transformer.resblocks)
     if options.text_layers > blocks:
         raise InputError(f"text_layers={options.text_layers}, but the text tower has {blocks} layers")
