@@ -179,11 +179,12 @@ def rng_state() -> dict[str, Any]:
     import numpy
 
     # The global generator, old style, because that is the one other libraries draw from.
-    kind, keys, position, has_gauss, cached = numpy.random.get_state()  # noqa: NPY002
+    drawn = numpy.random.get_state(legacy=False)  # noqa: NPY002
+    kind, keys, position = drawn["bit_generator"], drawn["state"]["key"], drawn["state"]["pos"]
     version, numbers, gauss = random.getstate()
     state: dict[str, Any] = {
         "torch": _encode(torch.get_rng_state()),
-        "numpy": [kind, keys.tolist(), position, has_gauss, cached],
+        "numpy": [kind, keys.tolist(), position, drawn["has_gauss"], drawn["gauss"]],
         "python": [version, list(numbers), gauss],
     }
     if torch.cuda.is_available() and torch.cuda.is_initialized():
