@@ -132,9 +132,9 @@ class _Trainer:
             say(f"{self.folder}: going on after step {self.progress.step} of {total_steps}")
         elif distributed.is_main():
             self.folder.mkdir(parents=True, exist_ok=True)
-        self.wrapped = self.module = LossModule(self.model)
+        self.wrapped: LossModule | nn.parallel.DistributedDataParallel = LossModule(self.model)
         if processes > 1:
-            self.wrapped = nn.parallel.DistributedDataParallel(self.module)
+            self.wrapped = nn.parallel.DistributedDataParallel(self.wrapped)
         if distributed.is_main():
             save_config(config, self.folder / "config.yaml")
         self.log = RunLog(self.folder, total_steps, self.progress.step, quiet, distributed.is_main())
@@ -249,7 +249,7 @@ class _Trainer:
         bad: list[int] = []
         for number, batch in enumerate(batches):
             last = number == len(batches) - 1
-            hold = nullcontext() if last or self.wrapped is self.module else self.wrapped.no_sync()
+            hold = nullcontext() if last or isinstance(self.wrapped, LossModule) else self.wrapped.no_sync()
             video = batch["video"].to(self.device, non_blocking=True)
             labels = batch["label"].to(self.device, non_blocking=True)
             # Words are masked by position in the run, not by what was drawn before, and alike in all processes: the
