@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,17 @@ from .results import EvalResult, write_json
 
 CONFIG = "m2clip_demo"
 CLIPS_PER_CLASS = {"train": 100, "val": 10}
-EXAMPLES = (("base_val", 0.1), ("base_val", 0.6), ("novel_val", 0.3), ("novel_val", 0.8))  # list, place in the list
+EXAMPLES = (("base_val", 60), ("base_val", 300), ("novel_val", 180), ("novel_val", 132))  # list, line in the list
 
 
-def run_demo(output: str | Path = "demo", *, seed: int = 0, say: Callable[[str], None] = print) -> dict[str, Any]:
+def run_demo(
+    output: str | Path = "demo",
+    *,
+    seed: int = 0,
+    clips_per_class: dict[str, int] = CLIPS_PER_CLASS,
+    overrides: Sequence[str] = (),
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
     """Render videos, train M2-CLIP on two thirds of the classes, compare with frozen CLIP, and draw the picture.
 
     A call that was stopped is repeated where it left off: rendered clips and training steps are kept.
@@ -26,6 +33,8 @@ def run_demo(output: str | Path = "demo", *, seed: int = 0, say: Callable[[str],
     Args:
         output: folder for videos/, run/, results.json and demo.png.
         seed: fixes videos, initial weights and the order of training.
+        clips_per_class: how many clips of a class are rendered for "train" and "val".
+        overrides: fields of the configuration in place of the demo's, as in "--optim.epochs=1".
         say: receives a line of text where something is worth telling.
 
     Returns:
@@ -42,9 +51,9 @@ def run_demo(output: str | Path = "demo", *, seed: int = 0, say: Callable[[str],
     output = Path(output)
     videos, seconds = output / "videos", dict[str, float]()
     with _timed(seconds, "render"), _progress("rendering videos") as progress:
-        render_dataset(videos, CLIPS_PER_CLASS, seed=seed, progress=progress)
+        render_dataset(videos, clips_per_class, seed=seed, progress=progress)
     paths = {"train": "base_train.txt", "val": "base_val.txt", "classes": "base_classes.csv"}
-    config = load_config(CONFIG, [f"--data.{key}={videos / name}" for key, name in paths.items()])
+    config = load_config(CONFIG, [*(f"--data.{key}={videos / name}" for key, name in paths.items()), *overrides])
     config.output, config.seed = str(output / "run"), seed
     with _timed(seconds, "train"):
         run(config)
@@ -68,9 +77,9 @@ def run_demo(output: str | Path = "demo", *, seed: int = 0, say: Callable[[str],
         "protocol": scores["M2-CLIP", "novel"].settings_line(),
         "seed": seed,
     }
-    strips = [_example(models, videos, name, place) for name, place in EXAMPLES]
+    strips = [_example(models, videos, name, line) for name, line in EXAMPLES]
     classes = results["classes"]
-    titles = {"base": f"{classes['base']} trained classes", "novel": f"{classes['novel']} new classes"}
+    titles = {"base": f"{classes['base']} trained", "novel": f"{classes['novel']} new"}
     drawn = {name: {titles[part]: top1 for part, top1 in parts.items()} for name, parts in results["accuracy"].items()}
     chance = {titles[part]: 1 / count for part, count in classes.items()}
     picture = demo_picture(drawn, strips, output / "demo.png", chance)
@@ -94,8 +103,8 @@ def evaluate_part(model: Any, videos: Path, part: str, config: Any) -> EvalResul
     return evaluate_model(model, dataset, config.eval, class_names=names, workers=config.data.workers)
 
 
-def _example(models: dict[str, Any], videos: Path, list_name: str, place: float) -> Any:
-    """A clip at a fixed place in a list, with what each model says of it; not chosen by who is right."""
+def _example(models: dict[str, Any], videos: Path, list_name: str, line: int) -> Any:
+    """A clip at a fixed line of a list, with what each model says of it; not chosen by who is right."""
     from .data.annotations import load_annotations
     from .data.label_sets import load_class_names
     from .plots import ExampleClip
@@ -103,7 +112,7 @@ def _example(models: dict[str, Any], videos: Path, list_name: str, place: float)
 
     names = load_class_names(videos / f"{list_name.removesuffix('_val')}_classes.csv")
     items = load_annotations(videos / f"{list_name}.txt", root=videos, class_names=names).items
-    item = items[int(place * len(items))]
+    item = items[line % len(items)]
     said = []
     for model in models.values():
         model.set_class_names(names)

@@ -66,10 +66,15 @@ def run(
     validate(config)
     started_group = not distributed.is_distributed()
     device = distributed.init(config.timeout, device)
+    threads = torch.get_num_threads()
+    if device.type == "cpu":
+        # Threads that wait for a core taken by a decoding worker make every step many times slower.
+        torch.set_num_threads(max(1, threads - config.data.workers))
     try:
         trainer = _Trainer(config, device, clip, resume, quiet, on_step)
         trainer.train()
     finally:
+        torch.set_num_threads(threads)
         if started_group:
             distributed.shutdown()
     return trainer.folder

@@ -1,0 +1,26 @@
+"""The demo from videos to picture, made small."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from m2clip.demo import run_demo
+
+
+@pytest.mark.slow
+def test_demo_leaves_results_run_and_picture_and_repeats_from_where_it_was(tmp_path):
+    said: list[str] = []
+    small = {"clips_per_class": {"train": 2, "val": 1}, "overrides": ["--optim.epochs=1", "--data.workers=0"]}
+    results = run_demo(tmp_path / "demo", say=said.append, **small)
+    assert results["classes"] == {"base": 40, "novel": 20}
+    assert results["videos"] == {"base": 40, "novel": 20}
+    assert json.loads((tmp_path / "demo" / "results.json").read_text()) == results
+    assert (tmp_path / "demo" / "demo.png").stat().st_size > 20_000
+    assert "frozen CLIP" in said[0] and "chance" in said[0]
+    trained = tmp_path / "demo" / "run" / "adapters.safetensors"
+    before = trained.read_bytes()
+    again = run_demo(tmp_path / "demo", say=said.append, **small)
+    assert again["accuracy"] == results["accuracy"]
+    assert trained.read_bytes() == before
