@@ -115,9 +115,10 @@ def draw_path(quantity: str, rng: np.random.Generator, n: int) -> tuple[np.ndarr
         start = rng.uniform(9.0, 10.5, n)
         return start, start * rng.uniform(1.75, 2.0, n)
     if quantity == "angle":
-        # At most 300 degrees in 7 steps: eight sampled frames turn about 43 degrees each, so the direction is clear.
+        # At most 210 degrees in 7 steps: eight sampled frames turn 30 degrees each. Squares and crosses repeat after 90
+        # degrees, so from 45 on their outline would seem to turn the other way.
         start = rng.uniform(0.0, 2 * np.pi, n)
-        return start, start + np.deg2rad(rng.uniform(220.0, 300.0, n))
+        return start, start + np.deg2rad(rng.uniform(150.0, 210.0, n))
     return rng.uniform(0.35, 0.45, n), rng.uniform(0.9, 1.0, n)
 
 
