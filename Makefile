@@ -43,7 +43,7 @@ lint: install
 
 # mypy reads the package as it is installed, so that m2clip.kernels is where its users find it.
 types: install
-	@rm -rf build/typed && $(BIN)/python -m pip install --quiet --no-deps --target build/typed .
+	@rm -rf build/typed build/lib && $(BIN)/python -m pip install --quiet --no-deps --target build/typed .
 	cd build/typed && $(abspath $(BIN))/mypy --config-file $(HERE)/mypy.ini
 
 bench: install

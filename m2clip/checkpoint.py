@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from .errors import InputError
+from .files import replacing
 from .methods import VideoModel, create_model
 from .towers import tower_signature
 
@@ -30,7 +30,6 @@ def save_adapters(model: VideoModel, folder: str | Path) -> Path:
     from safetensors.torch import save
 
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     config = {
         "format": FORMAT,
         "method": model.method,
@@ -41,8 +40,10 @@ def save_adapters(model: VideoModel, folder: str | Path) -> Path:
         "clip": model.clip_source,
     }
     tensors = {name: tensor.cpu().contiguous() for name, tensor in model.trained_state_dict().items()}
-    write_atomic(folder / WEIGHTS_FILE, save(tensors, {"format": "pt"}))
-    write_atomic(folder / CONFIG_FILE, json.dumps(config, indent=2, ensure_ascii=False).encode())
+    with replacing(folder / WEIGHTS_FILE) as temporary:
+        temporary.write_bytes(save(tensors, {"format": "pt"}))
+    with replacing(folder / CONFIG_FILE) as temporary:
+        temporary.write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
     return folder
 
 
@@ -120,19 +121,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path} does not exist") from error
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise InputError(f"{path} is no intact safetensors file: {str(error).splitlines()[0]}") from error
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file so that a crash or a full disk leaves either the old or the new content, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _check_equal(folder: Path, what: str, saved: dict[str, Any], given: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from m2clip.errors import InputError
+from m2clip.files import replacing
 
 
 @dataclass
@@ -212,10 +213,8 @@ def save_config(config: RunConfig, path: str | os.PathLike[str]) -> Path:
     import yaml
 
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False), encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False), encoding="utf-8")
     return path
 
 

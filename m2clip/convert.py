@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
+from .files import replacing
 from .methods import VideoModel, create_model
 
 _BRANCH = {"fc1": "down", "conv": "conv", "fc2": "up"}
@@ -168,10 +169,8 @@ def convert_to_authors(folder: str | Path, target: str | Path) -> Path:
         raise InputError(f"{folder} does not name its CLIP, so its architecture is unknown")
     model = load_adapters(folder, load_clip(source["name"], None))
     target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.tmp")
-    torch.save({"model": to_authors_state(model)}, temporary)
-    temporary.replace(target)
+    with replacing(target) as temporary:
+        torch.save({"model": to_authors_state(model)}, temporary)
     return target
 
 

@@ -70,7 +70,7 @@ def run_demo(
     results: dict[str, Any] = {
         "accuracy": {name: {part: scores[name, part].top1 for part in ("base", "novel")} for name in models},
         "similarity": {
-            name: {part: scores[name, part].zero_shot.top1 for part in ("base", "novel")} for name in models
+            name: {part: scores[name, part].heads["zero-shot"].top1 for part in ("base", "novel")} for name in models
         },
         "classes": {part: len(scores["M2-CLIP", part].class_names) for part in ("base", "novel")},
         "videos": {part: scores["M2-CLIP", part].denominator for part in ("base", "novel")},

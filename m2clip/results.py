@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from m2clip.errors import InputError
+from m2clip.files import replacing
 
 ON_ERROR = ("raise", "skip", "wrong")
 HEADS = ("supervised", "zero-shot")
@@ -178,10 +179,8 @@ def write_json(value: Any, path: str | os.PathLike[str]) -> Path:
         InputError: the file cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with writing(path):
+    with writing(path), replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
     return path
 
 

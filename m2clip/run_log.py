@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import time
 from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+
+from m2clip.files import replacing
 
 METRICS, BAD_VIDEOS = "metrics.csv", "bad_videos.jsonl"
 
@@ -158,9 +159,7 @@ class RunLog:
             self._rewrite(columns, kept if step > 0 else [])
 
     def _rewrite(self, columns: list[str], rows: list[dict[str, str]]) -> None:
-        temporary = self.metrics.with_name(f".{self.metrics.name}.{os.getpid()}")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
+        with replacing(self.metrics) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(rows)
-        os.replace(temporary, self.metrics)

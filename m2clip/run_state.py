@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from m2clip.errors import InputError
+from m2clip.files import flush
 
 _TENSORS, _STATE, _PREFIX = "tensors.safetensors", "state.json", "step-"
 
@@ -93,11 +94,11 @@ def save_checkpoint(
         whole = {**state, "progress": asdict(progress), "sha256": _digest(temporary / _TENSORS)}
         (temporary / _STATE).write_text(json.dumps(whole), encoding="utf-8")
         for path in (temporary / _TENSORS, temporary / _STATE, temporary):
-            _flush(path)
+            flush(path)
         if target.exists():
             os.rename(target, discarded)
         os.rename(temporary, target)
-        _flush(folder)
+        flush(folder)
     except Exception as error:
         shutil.rmtree(temporary, ignore_errors=True)
         # safetensors reports a full disk with an exception of its own, which is no OSError.
@@ -250,14 +251,6 @@ def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     from safetensors.torch import save_file
 
     save_file(tensors, path)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _digest(path: Path) -> str:

@@ -19,6 +19,7 @@ import numpy as np
 
 from m2clip.data.motion_render import SHAPES, SIZE, Pose, draw_looks, render
 from m2clip.errors import InputError
+from m2clip.files import replacing
 
 MOTIONS = (
     "moving left",
@@ -160,8 +161,8 @@ def write_clip(path: Path, clip: np.ndarray) -> None:
     """
     import av
 
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial")
-    with av.open(str(partial), "w", format="mp4") as container:
+    # Thousands of clips that can be rendered again need not outlive a power failure.
+    with replacing(path, durable=False) as partial, av.open(str(partial), "w", format="mp4") as container:
         # Without the macroblock tree, whose result varied from run to run, one clip always gives the same file.
         options = {"preset": "veryfast", "crf": "18", "x264-params": "mbtree=0"}
         stream = container.add_stream("libx264", rate=Fraction(FPS), options=options)
@@ -171,13 +172,11 @@ def write_clip(path: Path, clip: np.ndarray) -> None:
         for image in clip:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode(None))
-    os.replace(partial, path)
 
 
 def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def clip_seed(seed: int, split: str, motion_class: MotionClass, number: int) -> int:

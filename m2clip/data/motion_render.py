@@ -55,7 +55,9 @@ class Pose:
     drift_y: np.ndarray
 
 
-def _colours(rng: np.random.Generator, n: int, saturation: tuple, value: tuple) -> np.ndarray:
+def _colours(
+    rng: np.random.Generator, n: int, saturation: tuple[float, float], value: tuple[float, float]
+) -> np.ndarray:
     hue = rng.random((n, 1)) * 6.0
     s = rng.uniform(*saturation, (n, 1))
     v = rng.uniform(*value, (n, 1))
