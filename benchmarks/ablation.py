@@ -133,7 +133,8 @@ def report(args: argparse.Namespace) -> None:
         "",
         f"Top-1 accuracy on held-out videos in per cent, mean ± standard deviation over {args.seeds} seeds. Tiny CLIP, "
         f"8 frames, {args.clips} training clips for each of 40 classes, {args.epochs} epochs of the demo's recipe, "
-        "adapters before the FFN only; 40 trained and 20 new classes, 10 held-out videos each. Every row keeps what the rows above it added, except "
+        "adapters before the FFN only; 40 trained and 20 new classes, 10 held-out videos each. "
+        "Every row keeps what the rows above it added, except "
         "that the three TED rows stand side by side. By chance: 2.5, 2.5 and 5.",
         "",
         "| | trained parameters | " + " | ".join(MEASURES.values()) + " |",
