@@ -41,9 +41,9 @@ def test_version_is_that_of_the_distribution():
     assert m2clip.__version__ == version("m2clip")
 
 
-def test_kernels_is_no_top_level_package():
+def test_kernels_is_no_top_level_package(tmp_path):
     code = "import importlib.util, m2clip.kernels; print(importlib.util.find_spec('kernels'))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT / "docs")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stdout.strip() == "None"
 
 
