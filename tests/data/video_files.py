@@ -75,10 +75,9 @@ def write_video(
     return path
 
 
-def write_rotated(path: Path, degrees: int) -> Path:
-    """An mp4 whose track header asks players to turn the picture clockwise by 90, 180 or 270 degrees."""
-    write_video(path, num_frames=10)
-    data = bytearray(path.read_bytes())
+def write_rotated(path: Path, plain: Path, degrees: int) -> Path:
+    """A copy of a plain mp4 whose track header asks players to turn the picture clockwise by 90, 180 or 270 degrees."""
+    data = bytearray(plain.read_bytes())
     header = data.index(b"tkhd")
     matrix = {90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}[degrees]
     a, b, c, d = (value * 0x10000 for value in matrix)
