@@ -24,7 +24,7 @@ def run_demo(
     seed: int = 0,
     clips_per_class: dict[str, int] = CLIPS_PER_CLASS,
     overrides: Sequence[str] = (),
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] | None = print,
 ) -> dict[str, Any]:
     """Render videos, train M2-CLIP on two thirds of the classes, compare with frozen CLIP, and draw the picture.
 
@@ -35,7 +35,7 @@ def run_demo(
         seed: fixes videos, initial weights and the order of training.
         clips_per_class: how many clips of a class are rendered for "train" and "val".
         overrides: fields of the configuration in place of the demo's, as in "--optim.epochs=1".
-        say: receives a line of text where something is worth telling.
+        say: receives a line of text where something is worth telling; None keeps quiet.
 
     Returns:
         What results.json holds: accuracies, number of classes and videos, seconds of each part.
@@ -50,13 +50,13 @@ def run_demo(
 
     output = Path(output)
     videos, seconds = output / "videos", dict[str, float]()
-    with _timed(seconds, "render"), _progress("rendering videos") as progress:
+    with _timed(seconds, "render"), _progress("rendering videos", quiet=say is None) as progress:
         render_dataset(videos, clips_per_class, seed=seed, progress=progress)
     paths = {"train": "base_train.txt", "val": "base_val.txt", "classes": "base_classes.csv"}
     config = load_config(CONFIG, [*(f"--data.{key}={videos / name}" for key, name in paths.items()), *overrides])
     config.output, config.seed = str(output / "run"), seed
     with _timed(seconds, "train"):
-        run(config)
+        run(config, quiet=say is None)
     with _timed(seconds, "evaluate"):
         models = {
             "frozen CLIP": create_model("clip", load_clip("tiny"), ["a"], config.data.num_frames),
@@ -85,7 +85,8 @@ def run_demo(
     picture = demo_picture(drawn, strips, output / "demo.png", chance)
     results["seconds"] = {name: round(value, 1) for name, value in seconds.items()}
     write_json(results, output / "results.json")
-    _tell(results, picture, say)
+    if say is not None:
+        _tell(results, picture, say)
     return results
 
 
@@ -149,9 +150,10 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _progress(title: str) -> Iterator[Callable[[int, int], None]]:
+def _progress(title: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    with Progress(title, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), transient=True) as bar:
+    columns = (title, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, transient=True, disable=quiet) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

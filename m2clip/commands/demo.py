@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from m2clip.commands.parsing import add_command
+from m2clip.commands.parsing import add_command, add_json
 
 EXAMPLE = "  m2clip demo --output demo"
 
@@ -16,10 +16,15 @@ def add_parser(commands: Any) -> None:
         commands, "demo", run, "Train on built-in videos and compare with frozen CLIP, without a download", EXAMPLE
     )
     parser.add_argument("--output", default="demo", help="folder for videos, run and picture (default: demo)")
+    parser.add_argument("--seed", type=int, default=0, help="of videos, weights and order of training (default: 0)")
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Run the demo."""
+    from m2clip.commands.output import print_json, print_line
     from m2clip.demo import run_demo
 
-    run_demo(args.output)
+    results = run_demo(args.output, seed=args.seed, say=None if args.json else print_line)
+    if args.json:
+        print_json(results)
