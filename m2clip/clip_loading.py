@@ -52,10 +52,13 @@ def _open_clip_model(name: str, pretrained: str | None, device: str) -> nn.Modul
     try:
         return _quietly(device, lambda: open_clip.create_model(name, pretrained=pretrained, device=device))
     except Exception as error:  # hub, network, file format and key errors all mean: these weights are not to be had
+        if not Path(pretrained).is_file():
+            raise InputError(
+                f"cannot download the weights {pretrained!r} of {name}, for want of a network or of the file on the hub: "
+                "give the path of a checkpoint you have, or use the CLIP 'tiny'"
+            ) from error
         first = (str(error) or type(error).__name__).splitlines()[0]
-        what = "load" if Path(pretrained).is_file() else "download"
-        hint = "" if what == "load" else "; give the path of a checkpoint you have, or use the CLIP 'tiny'"
-        raise InputError(f"cannot {what} {pretrained!r} for {name}: {first}{hint}") from error
+        raise InputError(f"cannot load {pretrained!r} for {name}: {first}") from error
 
 
 def _quietly(device: str, build: Callable[[], nn.Module]) -> nn.Module:
