@@ -54,7 +54,7 @@ def _open_clip_model(name: str, pretrained: str | None, device: str) -> nn.Modul
     except Exception as error:  # hub, network, file format and key errors all mean: these weights are not to be had
         if not Path(pretrained).is_file():
             raise InputError(
-                f"cannot download the weights {pretrained!r} of {name}, for want of a network or of the file on the hub: "
+                f"cannot download the weights {pretrained!r} of {name}: no network, or no such file on the hub; "
                 "give the path of a checkpoint you have, or use the CLIP 'tiny'"
             ) from error
         first = (str(error) or type(error).__name__).splitlines()[0]
