@@ -27,7 +27,7 @@ install: $(BIN)/python
 	@wanted="$$(cat pyproject.toml setup.py | cksum) $(HERE)"; \
 	if [ "$$(cat $(VENV)/.m2clip 2>/dev/null)" != "$$wanted" ]; then \
 		echo "installing m2clip and what it needs into $(VENV) (the first time takes minutes and 5 GB)"; \
-		$(BIN)/python -m pip install --quiet --editable ".[test]" && echo "$$wanted" > $(VENV)/.m2clip; \
+		PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable ".[test]" && echo "$$wanted" > $(VENV)/.m2clip; \
 	fi
 
 demo: install
