@@ -17,13 +17,37 @@ from torch import Tensor, nn
 from .errors import InputError
 
 
+class _QuickGELU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return torch.sigmoid(1.702 * x).mul_(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        gate = torch.sigmoid(1.702 * x)
+        return (gate + 1.702 * x * gate * (1 - gate)).mul_(gradients[0])
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """x * sigmoid(1.702 x), OpenAI's activation; the gate is computed again in the backward pass, not stored."""
+    return _QuickGELU.apply(x)
+
+
+def _open_clip_quick_gelu() -> type:
+    from open_clip.transformer import QuickGELU
+
+    return QuickGELU
+
+
 class Block(nn.Module):
     """A frozen pre-norm transformer block of open_clip with a place for an adapter before each of its halves."""
 
     ln_1: nn.Module
     ls_1: nn.Module
     ln_2: nn.Module
-    mlp: nn.Module
+    mlp: Any  # the Sequential of c_fc, gelu and c_proj
     ls_2: nn.Module
     pre_attn: nn.Module | None
     pre_mlp: nn.Module | None
@@ -38,6 +62,8 @@ class Block(nn.Module):
         self.ln_1, self.attn, self.ls_1 = block.ln_1, attention, block.ls_1
         self.ln_2, self.mlp, self.ls_2 = block.ln_2, block.mlp, block.ls_2
         self.num_heads = attention.num_heads
+        # The model's own activation, QuickGELU in a form that keeps one wide tensor for the backward pass, not two.
+        self.activation = quick_gelu if isinstance(block.mlp.gelu, _open_clip_quick_gelu()) else block.mlp.gelu
         self.pre_attn, self.pre_mlp = adapters.get("pre_attn"), adapters.get("pre_mlp")
 
     def attend(self, queries: Tensor, context: Tensor, causal: bool = False, mask: Tensor | None = None) -> Tensor:
@@ -62,7 +88,8 @@ class Block(nn.Module):
 
     def mlp_half(self, x: Tensor) -> Tensor:
         """x + MLP(LN(x))."""
-        return x + self.ls_2(self.mlp(self.ln_2(x)))
+        hidden = self.activation(self.mlp.c_fc(self.ln_2(x)))
+        return x + self.ls_2(self.mlp.c_proj(hidden))
 
 
 class VisionTower(nn.Module):
