@@ -1,0 +1,41 @@
+// The CPU kernels as whole operations: tasks on threads, scratch memory, and sums in an order of their own, so that
+// results are the same bits for any number of threads.
+#pragma once
+
+#include "kernels.h"
+
+// fp32, in the layout of the parameters: (R, taps). A null pointer marks what a switched-off branch lacks.
+struct MixerParameters {
+    const float* temporal_weight;
+    const float* temporal_bias;
+    const float* difference_weight;
+    const float* difference_bias;
+    const float* down_bias;
+};
+
+struct MixerGradients {
+    float* temporal_weight;
+    float* temporal_bias;
+    float* temporal_down_bias;
+    float* difference_weight;
+    float* difference_bias;
+    float* difference_down_bias;
+};
+
+template <typename T>
+void run_mixer_forward(const MixerShape& shape, const MixerParameters& parameters, const T* h, T* u, int threads);
+
+// u may be null where the gradient of the up-projection is not wanted.
+template <typename T>
+void run_mixer_backward(const MixerShape& shape, const MixerParameters& parameters, const T* h, const T* du, T* u, T* dh,
+                        const MixerGradients& gradients, int threads);
+
+// out = x + bias on (frames * tokens) rows, the class token's row of every frame having a bias of its own.
+template <typename T>
+void run_add_bias(const T* x, const float* class_bias, const float* patch_bias, T* out, int64_t frames, int64_t tokens,
+                  bool class_token, int64_t columns, int threads);
+
+// out = x unless out is null; sums of x over the class tokens (zeros without) and over all other tokens.
+template <typename T>
+void run_copy_and_sum(const T* x, T* out, float* class_sums, float* patch_sums, int64_t frames, int64_t tokens,
+                      bool class_token, int64_t columns, int threads);

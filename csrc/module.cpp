@@ -1,0 +1,95 @@
+// m2clip._native: the compiled kernels for Python. Tensors come as addresses; shapes have been checked by the caller.
+#include <pybind11/pybind11.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "mixer.h"
+#include "parallel.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using Address = uintptr_t;
+
+// Calls function with a pointer type for the named dtype.
+template <typename F>
+void with_dtype(const std::string& dtype, F function) {
+    py::gil_scoped_release release;
+    if (dtype == "float32") return function(static_cast<float*>(nullptr));
+    if (dtype == "bfloat16") return function(static_cast<bf16*>(nullptr));
+    throw std::invalid_argument("no CPU kernel for " + dtype);
+}
+
+template <typename T>
+T* at(Address address) {
+    return reinterpret_cast<T*>(address);
+}
+
+MixerShape mixer_shape(int64_t clips, int64_t frames, int64_t tokens, int64_t height, int64_t width, int64_t channels,
+                       bool class_token, bool temporal, bool difference, bool shared) {
+    MixerShape shape{clips, frames, tokens, height, width, channels, channels, 0, class_token, temporal, difference};
+    if (temporal && difference && !shared) {
+        shape.columns = 2 * channels;
+        shape.difference_column = channels;
+    }
+    return shape;
+}
+
+MixerParameters mixer_parameters(Address temporal_weight, Address temporal_bias, Address difference_weight,
+                                 Address difference_bias, Address down_bias) {
+    return {at<float>(temporal_weight), at<float>(temporal_bias), at<float>(difference_weight),
+            at<float>(difference_bias), at<float>(down_bias)};
+}
+
+void mixer_forward(const std::string& dtype, const MixerShape& shape, const MixerParameters& parameters, Address h,
+                   Address u, int threads) {
+    with_dtype(dtype, [&]<typename T>(T*) { run_mixer_forward(shape, parameters, at<const T>(h), at<T>(u), threads); });
+}
+
+void mixer_backward(const std::string& dtype, const MixerShape& shape, const MixerParameters& parameters, Address h,
+                    Address du, Address u, Address dh, const MixerGradients& gradients, int threads) {
+    with_dtype(dtype, [&]<typename T>(T*) {
+        run_mixer_backward(shape, parameters, at<const T>(h), at<const T>(du), at<T>(u), at<T>(dh), gradients, threads);
+    });
+}
+
+void add_bias(const std::string& dtype, Address x, Address class_bias, Address patch_bias, Address out, int64_t frames,
+              int64_t tokens, bool class_token, int64_t columns, int threads) {
+    with_dtype(dtype, [&]<typename T>(T*) {
+        run_add_bias(at<const T>(x), at<float>(class_bias), at<float>(patch_bias), at<T>(out), frames, tokens,
+                     class_token, columns, threads);
+    });
+}
+
+void copy_and_sum(const std::string& dtype, Address x, Address out, Address class_sums, Address patch_sums,
+                  int64_t frames, int64_t tokens, bool class_token, int64_t columns, int threads) {
+    with_dtype(dtype, [&]<typename T>(T*) {
+        run_copy_and_sum(at<const T>(x), at<T>(out), at<float>(class_sums), at<float>(patch_sums), frames, tokens,
+                         class_token, columns, threads);
+    });
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native, m) {
+    py::class_<MixerShape>(m, "MixerShape").def(py::init(&mixer_shape));
+    py::class_<MixerParameters>(m, "MixerParameters").def(py::init(&mixer_parameters));
+    py::class_<MixerGradients>(m, "MixerGradients")
+        .def(py::init([](Address temporal_weight, Address temporal_bias, Address temporal_down_bias,
+                         Address difference_weight, Address difference_bias, Address difference_down_bias) {
+            return MixerGradients{at<float>(temporal_weight),   at<float>(temporal_bias),
+                                  at<float>(temporal_down_bias), at<float>(difference_weight),
+                                  at<float>(difference_bias),    at<float>(difference_down_bias)};
+        }));
+    m.def("mixer_forward", &mixer_forward);
+    m.def("mixer_backward", &mixer_backward);
+    m.def("add_bias", &add_bias);
+    m.def("copy_and_sum", &copy_and_sum);
+    m.def("use_openmp_of", [](const std::string& library) { return use_openmp_of(library.c_str()); });
+    m.def("instruction_set", [] { return std::string(instruction_set().name); });
+    m.def("select_instruction_set", [](const std::string& name) { return select_instruction_set(name.c_str()); });
+    m.attr("compiler") = M2CLIP_COMPILER;
+    m.attr("flags") = M2CLIP_FLAGS;
+}
