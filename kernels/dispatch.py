@@ -1,0 +1,169 @@
+"""Which backend runs an operation, and why.
+
+``backend="auto"`` takes the fastest one that has been measured to pay on the device; a backend that is asked for by name
+runs, or the reason why it cannot is raised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import native
+
+BACKENDS = ("reference", "native", "triton", "cuda")
+OPERATIONS = ("ted_adapter", "bottleneck_adapter", "cosine_cross_entropy", "soft_target_kl", "masked_word_loss")
+
+# What "auto" tries on a device, fastest first; the reference always can.
+_PREFERENCE = {"cpu": ("native",)}
+_NO_GPU_KERNELS = "this version of m2clip has no {} kernels"
+_MASKED_WORDS = "masked_word_loss is one implementation for all devices, made of torch's own products"
+
+_in_force: ContextVar[str] = ContextVar("m2clip_backend", default="auto")
+
+
+class BackendState(NamedTuple):
+    """A backend of this installation: whether it can run anything here, and why (or what it is)."""
+
+    name: str
+    available: bool
+    reason: str
+
+
+class Choice(NamedTuple):
+    """The backend that runs an operation, why, and for every other one why it does not."""
+
+    op: str
+    backend: str
+    reason: str
+    others: dict[str, str]
+
+    def __str__(self) -> str:
+        lines = [f"{self.op}: {self.backend} ({self.reason})"]
+        return "\n".join(lines + [f"  not {name}: {reason}" for name, reason in self.others.items()])
+
+
+def backend_states() -> dict[str, BackendState]:
+    """State of every backend of this installation, by name."""
+    extension = native.extension
+    why_native = f"compiled kernels for the CPU, {extension.instruction_set()}" if extension else _missing_extension()
+    states = [
+        BackendState("reference", True, "plain PyTorch, any device"),
+        BackendState("native", extension is not None, why_native),
+        *(BackendState(name, False, _NO_GPU_KERNELS.format(name)) for name in ("triton", "cuda")),
+    ]
+    return {state.name: state for state in states}
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Let every operation called with ``backend="auto"`` inside the block run on this backend.
+
+    Args:
+        name: a backend, which must then be able to run whatever is called, or "auto".
+
+    Raises:
+        ValueError: an unknown backend, or one that this installation does not have.
+    """
+    _require_known(name)
+    if name != "auto" and not (state := backend_states()[name]).available:
+        raise ValueError(f"backend {name!r} is not available here: {state.reason}")
+    token = _in_force.set(name)
+    try:
+        yield
+    finally:
+        _in_force.reset(token)
+
+
+def choose(op: str, x: Tensor, backend: str) -> str:
+    """Name of the backend that runs `op` on x.
+
+    Raises:
+        ValueError: an unknown backend, or one asked for by name that cannot run this.
+    """
+    if backend == "auto":
+        backend = _in_force.get()
+    if backend == "auto":
+        for name in _PREFERENCE.get(x.device.type, ()):
+            if _refusal(name, op, x) is None and _slower(name, op, x) is None:
+                return name
+        return "reference"
+    _require_known(backend)
+    refusal = _refusal(backend, op, x)
+    if refusal is not None:
+        raise ValueError(f"backend {backend!r} cannot run {op} here: {refusal}")
+    return backend
+
+
+def explain(op: str, x: Tensor, *, backend: str = "auto") -> Choice:
+    """Which backend would run an operation, and why not the others.
+
+    Args:
+        op: name of a public operation, "ted_adapter" for instance.
+        x: its first argument, of the shape, dtype and device in question (a meta tensor stands for no device).
+        backend: as it would be passed to the operation.
+
+    Raises:
+        ValueError: an unknown operation, or a backend asked for by name that cannot run this.
+    """
+    if op not in OPERATIONS:
+        raise ValueError(f"unknown operation {op!r}; choose from {', '.join(OPERATIONS)}")
+    chosen = choose(op, x, backend)
+    asked = backend if backend != "auto" else _in_force.get()
+    others = {
+        name: _refusal(name, op, x) or _slower(name, op, x) or f"{chosen} comes first on {x.device.type}"
+        for name in BACKENDS
+        if name != chosen
+    }
+    if asked != "auto":
+        reason = "asked for by name"
+    elif chosen == "reference":
+        reason = "no other backend runs or pays here"
+    else:
+        reason = f"measured fastest on {x.device.type}"
+    return Choice(op, chosen, reason, others)
+
+
+def _refusal(name: str, op: str, x: Tensor) -> str | None:
+    """Why a backend cannot run `op` on x, or None if it can."""
+    if name == "reference":
+        return None
+    if name != "native":
+        return _NO_GPU_KERNELS.format(name)
+    if native.extension is None:
+        return _missing_extension()
+    if op == "masked_word_loss":
+        return _MASKED_WORDS
+    if x.device.type != "cpu":
+        return f"it runs on the CPU, and the tensors are on {x.device}"
+    if _compute_dtype(x) not in native.DTYPES:
+        return f"it has no kernels for {_compute_dtype(x)}"
+    if not torch.compiler.is_compiling() and torch._C._functorch.maybe_current_level() is not None:
+        return "it cannot run inside a torch.func transform"
+    return None
+
+
+def _slower(name: str, op: str, x: Tensor) -> str | None:
+    """Why a backend that could run `op` on x is not chosen by "auto", or None if it pays."""
+    return None
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    device = x.device.type
+    if x.dtype != torch.float64 and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return x.dtype
+
+
+def _missing_extension() -> str:
+    return f"the compiled extension m2clip._native is missing ({native.MISSING}); `m2clip info` says why"
+
+
+def _require_known(name: str) -> None:
+    if name not in ("auto", *BACKENDS):
+        raise ValueError(f"unknown backend {name!r}; choose from {', '.join(('auto', *BACKENDS))}")
