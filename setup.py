@@ -1,10 +1,37 @@
-"""Package layout: the folder kernels/ is installed as m2clip.kernels, never as a top-level package."""
+"""Package layout and the C++ extension.
 
-from setuptools import find_packages, setup
+The folder kernels/ is installed as m2clip.kernels, never as a top-level package; csrc/ is compiled into m2clip._native.
+"""
+
+import sys
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+# Build back ends do not put the project's folder on the path.
+sys.path.insert(0, str(Path(__file__).resolve().parent / "csrc"))
+import native_build  # noqa: E402
 
 code = find_packages(include=["m2clip", "m2clip.*"])
 # setuptools takes every folder it installs for a package, those of data as well.
 data = ["m2clip.assets", "m2clip.configs", "m2clip.data.labels"]
 kernels = ["m2clip.kernels", *(f"m2clip.kernels.{name}" for name in find_packages("kernels"))]
 
-setup(packages=[*code, *data, *kernels], package_dir={"m2clip.kernels": "kernels"})
+
+class NinjaBuild(build_ext):
+    """Leaves compiling to ninja, and where that cannot be done a note in the extension's place."""
+
+    def run(self) -> None:
+        try:
+            native_build.place(Path(self.get_ext_fullpath("m2clip._native")))
+        except native_build.CannotBuild as problem:
+            sys.exit(f"{problem.output}m2clip: cannot build the compiled CPU kernels: {problem}")
+
+
+setup(
+    packages=[*code, *data, *kernels],
+    package_dir={"m2clip.kernels": "kernels"},
+    ext_modules=[Extension("m2clip._native", sources=[])],
+    cmdclass={"build_ext": NinjaBuild},
+)

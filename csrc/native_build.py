@@ -1,0 +1,248 @@
+"""Compiles the C++ of this folder with ninja: the extension module m2clip._native, for setup.py.
+
+Needs pybind11, ninja, Python's headers and a C++20 compiler; neither PyTorch nor the network. Honours CXX, CXXFLAGS,
+LDFLAGS and MAX_JOBS.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import filecmp
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+SOURCE = Path(__file__).resolve().parent
+NOTE = "_native_missing.txt"
+COMPILERS = ("c++", "g++", "clang++")  # looked for in this order where CXX is not set
+FLAGS = ("-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi")
+LIBRARIES = ("-ldl", "-pthread")
+# isa.cpp is compiled once for each. The first two flags take back what CXXFLAGS may have allowed, such as
+# -march=native: which set runs is decided on the machine that runs it.
+X86_BASELINE = ("-march=x86-64", "-mno-sse3")
+INSTRUCTION_SETS = {
+    "avx512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"),
+    "avx2": ("-mavx2", "-mfma"),
+    "portable": (),
+}
+
+
+class CannotBuild(Exception):
+    """Why there is no extension, and what would help: one line. `output` is what the compiler printed."""
+
+    def __init__(self, reason: str, output: str = "") -> None:
+        super().__init__(reason)
+        self.output = output
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """A C++ compiler that runs."""
+
+    command: tuple[str, ...]
+    version: str  # the first line of --version
+    x86_64: bool  # what it compiles for
+    flags: tuple[str, ...]  # CXXFLAGS
+    link_flags: tuple[str, ...]  # LDFLAGS
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One object file: a source and the flags it needs beside those of all."""
+
+    source: Path
+    name: str
+    flags: tuple[str, ...] = ()
+
+
+def find_compiler() -> Compiler:
+    """The compiler that CXX names, or the first of the usual ones.
+
+    Raises:
+        CannotBuild: none is there, or it does not run.
+    """
+    wanted = os.environ.get("CXX")
+    command = shlex.split(wanted) if wanted else [name for name in COMPILERS if shutil.which(name)][:1]
+    if not command:
+        raise CannotBuild("no C++ compiler was found; install one, such as g++ 10 or newer")
+    try:
+        version = _output([*command, "--version"]).splitlines()[0]
+        machine = _output([*command, "-dumpmachine"])
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        raise CannotBuild(
+            f"the C++ compiler {shlex.join(command)} does not run; install g++ 10 or newer, or name another in CXX"
+        ) from None
+    flags, link_flags = (tuple(shlex.split(os.environ.get(name, ""))) for name in ("CXXFLAGS", "LDFLAGS"))
+    return Compiler(tuple(command), version, machine.startswith(("x86_64", "amd64")), flags, link_flags)
+
+
+def kernel_units(compiler: Compiler, module: bool) -> list[Unit]:
+    """What is compiled: the kernels, and with `module` what makes an extension module of them."""
+    sets = INSTRUCTION_SETS if compiler.x86_64 else {"portable": ()}
+    baseline = X86_BASELINE if compiler.x86_64 else ()
+    units = [
+        Unit(SOURCE / "isa.cpp", f"isa_{name}", (f"-DM2CLIP_ISA={name}", *baseline, *flags))
+        for name, flags in sets.items()
+    ]
+    for source in sorted(SOURCE.glob("*.cpp")):
+        flags: tuple[str, ...] = ()
+        if source.name == "isa.cpp":
+            continue
+        if source.stem.endswith("module"):
+            if not module:
+                continue
+            flags = _module_flags(compiler)
+        elif source.name == "instruction_sets.cpp" and compiler.x86_64:
+            flags = ("-DM2CLIP_X86",)
+        units.append(Unit(source, source.stem, flags))
+    return units
+
+
+def _module_flags(compiler: Compiler) -> tuple[str, ...]:
+    try:
+        import pybind11
+    except ImportError:
+        raise CannotBuild("pybind11 is missing; pip install pybind11 ninja") from None
+    headers = sysconfig.get_path("include")
+    if not Path(headers, "Python.h").exists():
+        raise CannotBuild(f"Python's C headers are not in {headers}; install python3-dev (python3-devel)")
+    shown = shlex.join((*FLAGS, *compiler.flags))
+    # As system headers they raise no warnings.
+    return (
+        *("-isystem", headers, "-isystem", pybind11.get_include()),
+        *(f'-DM2CLIP_COMPILER="{_c_string(compiler.version)}"', f'-DM2CLIP_FLAGS="{_c_string(shown)}"'),
+    )
+
+
+def build_module() -> Path:
+    """The extension module, compiled where it is not up to date; raises CannotBuild."""
+    compiler = find_compiler()
+    folder = SOURCE.parent / "build" / "native" / sysconfig.get_config_var("SOABI")
+    return run_ninja(folder, compiler, kernel_units(compiler, module=True), "_native.so", FLAGS, ("-shared",))
+
+
+def place(module: Path, wanted: str = os.environ.get("M2CLIP_NATIVE", "")) -> None:
+    """Puts the extension module at a path, or a note beside it that says why it is missing.
+
+    Args:
+        module: where it goes. The note is _native_missing.txt in the same folder.
+        wanted: "1" makes its absence an error, "0" leaves it out, "" builds it where that is possible.
+
+    Raises:
+        CannotBuild: it is wanted and cannot be built.
+    """
+    note = module.with_name(NOTE)
+    module.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        if wanted not in ("", "0", "1"):
+            raise CannotBuild(f"M2CLIP_NATIVE={wanted} is neither 0 nor 1")
+        if wanted == "0":
+            raise CannotBuild("M2CLIP_NATIVE=0 was set; install again without it")
+        built = build_module()
+    except CannotBuild as problem:
+        if wanted not in ("", "0"):
+            raise
+        module.unlink(missing_ok=True)
+        note.write_text(f"{problem}\n", encoding="utf-8")
+        print(f"{problem.output}m2clip: installing without the compiled CPU kernels: {problem}", file=sys.stderr)
+        return
+    note.unlink(missing_ok=True)
+    if not module.exists() or not filecmp.cmp(built, module, shallow=False):
+        # Processes that have the old one loaded keep it.
+        fresh = module.with_name(f"{module.name}.{os.getpid()}")
+        shutil.copy(built, fresh)
+        fresh.replace(module)
+
+
+def run_ninja(
+    folder: Path,
+    compiler: Compiler,
+    units: Sequence[Unit],
+    output: str,
+    flags: Sequence[str],
+    link_flags: Sequence[str] = (),
+) -> Path:
+    """Compiles the units and links them; what is up to date stays.
+
+    Args:
+        folder: where build.ninja and the objects go.
+        compiler: whose own flags come after all others, but those of a unit.
+        units: object files.
+        output: name of the linked file, in the folder.
+        flags: for compiling.
+        link_flags: for linking.
+
+    Raises:
+        CannotBuild: there is no ninja, or a command failed.
+    """
+    jobs = os.environ.get("MAX_JOBS", "")
+    if jobs and not jobs.isdecimal():
+        raise CannotBuild(f"MAX_JOBS={jobs} is not a number")
+    command = [_ninja(), "-C", str(folder), *(("-j", jobs) if jobs else ())]
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two builds of one checkout take turns
+        file = _ninja_file(compiler, units, output, flags, link_flags)
+        (folder / "build.ninja").write_text(file, encoding="utf-8")
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    if done.returncode:
+        lines = done.stdout.strip().splitlines()
+        first = next((line.strip() for line in lines if "error" in line), lines[-1])
+        reason = f"{compiler.version} fails ({first}); it takes C++20, as g++ 10 or clang 14 have it"
+        raise CannotBuild(reason, done.stdout)
+    return folder / output
+
+
+def _ninja() -> str:
+    try:
+        import ninja
+    except ImportError:
+        found = shutil.which("ninja")
+    else:
+        found = shutil.which("ninja", path=ninja.BIN_DIR)
+    if not found:
+        raise CannotBuild("ninja is missing; pip install pybind11 ninja")
+    return found
+
+
+def _ninja_file(
+    compiler: Compiler, units: Sequence[Unit], output: str, flags: Sequence[str], link_flags: Sequence[str]
+) -> str:
+    objects = [f"{unit.name}.o" for unit in units]
+    lines = [
+        "rule compile",
+        f"  command = {_words(compiler.command)} {_words(flags)} $flags -MMD -MF $out.d -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "rule link",
+        f"  command = {_words(compiler.command)} {_words(link_flags)} $in -o $out {_words(LIBRARIES)} "
+        f"{_words(compiler.link_flags)}",
+    ]
+    for unit, name in zip(units, objects, strict=True):
+        lines += [f"build {name}: compile {_path(unit.source)}"]
+        lines += [f"  flags = {_words((*compiler.flags, *unit.flags))}"]
+    lines += [f"build {output}: link {' '.join(objects)}", ""]
+    return "\n".join(lines)
+
+
+def _words(words: Iterable[str]) -> str:
+    return shlex.join(words).replace("$", "$$")
+
+
+def _path(path: Path) -> str:
+    return re.sub(r"([$: ])", r"$\1", str(path))
+
+
+def _c_string(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"')
+
+
+def _output(command: Sequence[str]) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
