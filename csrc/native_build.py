@@ -6,6 +6,7 @@ LDFLAGS and MAX_JOBS.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import filecmp
 import os
@@ -201,12 +202,12 @@ def run_ninja(
 
 
 def _ninja() -> str:
-    try:
+    found = shutil.which("ninja")
+    with contextlib.suppress(ImportError):
         import ninja
-    except ImportError:
-        found = shutil.which("ninja")
-    else:
-        found = shutil.which("ninja", path=ninja.BIN_DIR)
+
+        # The package's program is not on the PATH of an environment that is used without being activated.
+        found = shutil.which("ninja", path=ninja.BIN_DIR) or found
     if not found:
         raise CannotBuild("ninja is missing; pip install pybind11 ninja")
     return found
