@@ -139,8 +139,8 @@ void mixer_forward(const MixerForward<T>& args, const MixerTask& task, float* sc
 }
 
 template <typename T>
-void temporal_backward(const MixerBackward<T>& args, const Frames<T>& h, const Frames<T>& du, const MixerTask& task,
-                       T* dh, float* sums) {
+void temporal_backward(const MixerBackward<T>& args, const Frames<T>& h, const Frames<T>& du, int64_t first,
+                       int64_t end, T* dh, float* sums) {
     const MixerShape& s = args.shape;
     const float* taps = args.weights.temporal_taps;
     float* tap_sums = sums + MixerSums::temporal_taps * s.width;
@@ -150,7 +150,7 @@ void temporal_backward(const MixerBackward<T>& args, const Frames<T>& h, const F
         const Vec<N> zero = splat<N>(0.0f);
         const Vec<N> w0 = load<N>(taps + c), w1 = load<N>(taps + s.width + c), w2 = load<N>(taps + 2 * s.width + c);
         Vec<N> sum0 = zero, sum1 = zero, sum2 = zero, bias = zero, down = zero;
-        for (int64_t token = task.first_token; token < task.end_token; ++token) {
+        for (int64_t token = first; token < end; ++token) {
             const int64_t at = token * s.columns + c;
             const Vec<N> g = load<N>(du.here + at);
             Vec<N> gradient = w1 * g;
@@ -246,7 +246,10 @@ void mixer_backward(const MixerBackward<T>& args, const MixerTask& task, float* 
     T* dh = args.dh + offset;
     if (s.temporal) {
         if (u) temporal_forward(s, args.weights, h, task, u);
-        temporal_backward(args, h, du, task, dh, sums);
+        for (int64_t first = task.first_token; first < task.end_token; first += sum_block) {
+            const int64_t end = first + sum_block < task.end_token ? first + sum_block : task.end_token;
+            temporal_backward(args, h, du, first, end, dh, sums);
+        }
     }
     if (!s.difference) return;
     if (!s.summed()) {

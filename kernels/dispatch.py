@@ -17,7 +17,8 @@ from torch import Tensor
 from . import native
 
 BACKENDS = ("reference", "native", "triton", "cuda")
-OPERATIONS = ("ted_adapter", "bottleneck_adapter", "cosine_cross_entropy", "soft_target_kl", "masked_word_loss")
+_LOSSES = ("cosine_cross_entropy", "soft_target_kl", "masked_word_loss")
+OPERATIONS = ("ted_adapter", "bottleneck_adapter", *_LOSSES)
 
 # What "auto" tries on a device, fastest first; the reference always can.
 _PREFERENCE = {"cpu": ("native",)}
@@ -141,8 +142,9 @@ def _refusal(name: str, op: str, x: Tensor) -> str | None:
         return _MASKED_WORDS
     if x.device.type != "cpu":
         return f"it runs on the CPU, and the tensors are on {x.device}"
-    if _compute_dtype(x) not in native.DTYPES:
-        return f"it has no kernels for {_compute_dtype(x)}"
+    dtype = compute_dtype(op, x)
+    if dtype not in native.DTYPES:
+        return f"it has no kernels for {dtype}"
     if not torch.compiler.is_compiling() and torch._C._functorch.maybe_current_level() is not None:
         return "it cannot run inside a torch.func transform"
     return None
@@ -153,8 +155,11 @@ def _slower(name: str, op: str, x: Tensor) -> str | None:
     return None
 
 
-def _compute_dtype(x: Tensor) -> torch.dtype:
+def compute_dtype(op: str, x: Tensor) -> torch.dtype:
+    """The dtype an operation computes in: autocast's where it is on, and never less than fp32 for a loss."""
     device = x.device.type
+    if op in _LOSSES:
+        return torch.promote_types(x.dtype, torch.float32)
     if x.dtype != torch.float64 and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return x.dtype

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import reference
+from . import dispatch, ops, reference
+from .operands import Branches, Geometry
 from .weights import BranchWeights, TEDWeights
 
 IGNORE = -100  # target of a position that carries no masked word
@@ -49,7 +50,6 @@ def ted_adapter(
 
     Source: M2-CLIP (AAAI 2024), Eqs. 6-8; two weight layouts: separate projections (authors' code), shared (equations).
     """
-    _check_backend(backend)
     _check_float("x", x)
     if x.dim() != 3:
         raise ValueError(f"x must be (B*T, L, D), got shape {tuple(x.shape)}")
@@ -60,7 +60,19 @@ def ted_adapter(
         branch = getattr(weights, name)
         if branch is not None:
             _check_branch(name, branch, x.shape[2], kernel)
-    return reference.ted_adapter(x, _cast(weights, x.dtype), num_frames, grid, class_token, sequential)
+    _check_shared(weights)
+    if grid[0] * grid[1] == 0:
+        weights = weights._replace(difference=None)  # no patches: nothing for the difference branch
+    nothing = weights.temporal is None and weights.difference is None
+    if dispatch.choose("ted_adapter", x, backend) == "reference" or nothing:
+        return reference.ted_adapter(x, _cast(weights, x.dtype), num_frames, grid, class_token, sequential)
+    dtype, geometry = dispatch.compute_dtype("ted_adapter", x), Geometry(num_frames, grid, class_token)
+    for branches in Branches.in_turn(weights, dtype) if sequential else [Branches.of(weights, dtype)]:
+        if x.dtype == dtype:
+            x = ops.ted_adapter(x, branches, geometry, residual=True)
+        else:  # autocast: the residual stream keeps its precision
+            x = x + ops.ted_adapter(x.to(dtype), branches, geometry, residual=False)
+    return x
 
 
 def bottleneck_adapter(
@@ -265,6 +277,15 @@ def _check_branch(name: str, branch: BranchWeights, dim: int, kernel: tuple[int,
     shapes = ((width, dim), (width,), (width, *kernel), (width,), (dim, width), (dim,))
     for field, tensor, shape in zip(branch._fields, branch, shapes, strict=True):
         _check_shape(f"{name}.{field}", tensor, shape)
+
+
+def _check_shared(weights: TEDWeights) -> None:
+    temporal, difference = weights.temporal, weights.difference
+    if not weights.shared or temporal is None or difference is None:
+        return
+    for field in ("down_weight", "down_bias", "up_weight", "up_bias"):
+        if getattr(temporal, field) is not getattr(difference, field):
+            raise ValueError(f"shared=True, but temporal.{field} and difference.{field} are not the same tensor")
 
 
 def _loss_dtype(tensor: Tensor) -> torch.dtype:
