@@ -14,20 +14,46 @@ from typing import Any
 
 import torch
 
+import m2clip
+
 RESULTS = Path(__file__).parent / "results"
 
 
-def interleave(variants: Mapping[str, Callable[[], Any]], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of every variant in every round, the variants taking turns so that a slow minute hits them all."""
+def interleave(
+    variants: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    device: torch.device,
+    *,
+    calls: Mapping[str, int] | None = None,
+    before_turn: Callable[[], Any] | None = None,
+) -> dict[str, list[float]]:
+    """Seconds of every variant in every round, the variants taking turns so that a slow minute hits them all.
+
+    Args:
+        variants: what to time. rounds: turns of each.
+        calls: calls in one turn, 1 by default; the seconds are those of one call.
+        before_turn: run before every turn, outside the time taken.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds):
         for name, run in variants.items():
+            number = calls[name] if calls else 1
+            if before_turn is not None:
+                before_turn()
             synchronise(device)
             start = time.perf_counter()
-            run()
+            for _ in range(number):
+                run()
             synchronise(device)
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append((time.perf_counter() - start) / number)
     return seconds
+
+
+def calls_for(run: Callable[[], Any], device: torch.device, seconds: float) -> int:
+    """How many calls, at least one, fill a turn of so many seconds: with many the clock's own cost does not count."""
+    for _ in range(2):  # the first call warms up
+        once = interleave({"": run}, 1, device)[""][0]
+    return max(1, round(seconds / once))
 
 
 def synchronise(device: torch.device) -> None:
@@ -77,6 +103,7 @@ def write_results(name: str, device: torch.device, content: dict[str, Any], fold
     identity = {
         "benchmark": name,
         "device": device_name(device),
+        "m2clip": m2clip.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "commit": commit.stdout.strip() or None,
