@@ -7,27 +7,31 @@ HERE := $(CURDIR)
 # One process a core, one thread a process: more threads than cores make everything slower.
 TEST_ENV := OMP_NUM_THREADS=1 MPLBACKEND=Agg
 
-.PHONY: help demo test lint types install bench clean
+.PHONY: help demo test lint types sanitize install bench clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo   render videos, train on them, compare with frozen CLIP (into demo/)"
-	@echo "make test   run the tests"
-	@echo "make lint   ruff and mypy"
-	@echo "make bench  time one training step against the authors' formulation"
-	@echo "make clean  remove build products; the environment ($(VENV)) stays"
+	@echo "make demo      render videos, train on them, compare with frozen CLIP (into demo/)"
+	@echo "make test      run the tests"
+	@echo "make lint      ruff and mypy"
+	@echo "make sanitize  run the C++ kernels under the address, undefined-behaviour and thread sanitizers"
+	@echo "make bench     time one training step against the authors' formulation"
+	@echo "make clean     remove build products; the environment ($(VENV)) stays"
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "m2clip needs Python 3.10 or newer: PYTHON=python3.11 make ..."; exit 2; }
 	@$(PYTHON) -m venv $(VENV) || { echo "cannot create $(VENV): install your system's venv package (python3-venv)"; exit 2; }
 	@$(BIN)/python -m pip install --quiet --upgrade pip
 
-# The environment remembers which dependencies and which checkout were installed into it.
+# The environment remembers which dependencies and which checkout were installed into it. What has changed in csrc/
+# since then is ninja's business, which takes no time where nothing has.
 install: $(BIN)/python
 	@wanted="$$(cat pyproject.toml setup.py | cksum) $(HERE)"; \
 	if [ "$$(cat $(VENV)/.m2clip 2>/dev/null)" != "$$wanted" ]; then \
 		echo "installing m2clip and what it needs into $(VENV) (the first time takes minutes and 5 GB)"; \
 		PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable ".[test]" && echo "$$wanted" > $(VENV)/.m2clip; \
+	else \
+		$(BIN)/python setup.py --quiet build_ext --inplace; \
 	fi
 
 demo: install
@@ -43,11 +47,15 @@ lint: install
 
 # mypy reads the package as it is installed, so that m2clip.kernels is where its users find it.
 types: install
-	@rm -rf build/typed build/lib && $(BIN)/python -m pip install --quiet --no-deps --target build/typed .
+	@rm -rf build/typed build/lib*
+	@M2CLIP_NATIVE=0 $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target build/typed .
 	cd build/typed && $(abspath $(BIN))/mypy --config-file $(HERE)/mypy.ini
+
+sanitize: install
+	$(BIN)/python tools/sanitize.py
 
 bench: install
 	$(BIN)/python benchmarks/train_speed.py
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist *.egg-info m2clip/_native*.so m2clip/_native_missing.txt .pytest_cache .mypy_cache .ruff_cache

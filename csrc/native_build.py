@@ -22,7 +22,7 @@ from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parent
 NOTE = "_native_missing.txt"
-COMPILERS = ("c++", "g++", "clang++")  # looked for in this order where CXX is not set
+COMPILERS = ("g++", "clang++", "c++")  # looked for in this order where CXX is not set
 FLAGS = ("-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi")
 LIBRARIES = ("-ldl", "-pthread")
 # isa.cpp is compiled once for each. The first two flags take back what CXXFLAGS may have allowed, such as

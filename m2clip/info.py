@@ -14,11 +14,12 @@ PACKAGES = ("torch", "torchvision", "open_clip_torch", "av", "decord", "torchmet
 
 
 def environment() -> dict[str, Any]:
-    """Versions, devices and kernel backends as JSON types."""
+    """Versions, devices, the compiled extension and every kernel backend's state as JSON types."""
     import torch
 
     import m2clip
-    from m2clip import kernels
+    from m2clip.kernels.build_info import build_info
+    from m2clip.kernels.dispatch import backend_states
 
     versions: dict[str, str | None] = {"m2clip": m2clip.__version__, "python": platform.python_version()}
     for package in PACKAGES:
@@ -30,7 +31,10 @@ def environment() -> dict[str, Any]:
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         devices.append(f"cuda:{index} ({properties.name}, {properties.total_memory / 2**30:.0f} GiB)")
-    return {"versions": versions, "devices": devices, "backends": list(kernels.available_backends())}
+    backends = {
+        name: {"available": state.available, "reason": state.reason} for name, state in backend_states().items()
+    }
+    return {"versions": versions, "devices": devices, "build": build_info(), "backends": backends}
 
 
 def count_parameters(model: Any) -> dict[str, dict[str, int]]:

@@ -14,7 +14,7 @@ EXAMPLE = """  m2clip info
 def add_parser(commands: Any) -> None:
     """Declare the arguments."""
     parser = add_command(
-        commands, "info", run, "Show versions, devices and kernel backends; with --clip, the size of a model", EXAMPLE
+        commands, "info", run, "Show versions, the build and kernel backends; with --clip, the size of a model", EXAMPLE
     )
     parser.add_argument("--clip", help="open_clip architecture, or tiny; no weights are loaded")
     parser.add_argument("--frames", type=positive, nargs="+", default=[8], help="clip lengths to count (default: 8)")
@@ -48,8 +48,12 @@ def _print(found: dict[str, Any]) -> None:
     from m2clip.commands.output import console, table
 
     rows = [(name, version or "not installed") for name, version in found["versions"].items()]
-    rows += [("devices", ", ".join(found["devices"])), ("kernel backends", ", ".join(found["backends"]))]
+    rows += [("devices", ", ".join(found["devices"])), *_build_rows(found["build"])]
     console().print(table(("what", "version"), rows))
+    states = [
+        (name, "on" if state["available"] else "off", state["reason"]) for name, state in found["backends"].items()
+    ]
+    console().print(table(("kernel backends", "state", "what it is, or why it is off"), states))
     if "model" not in found:
         return
     model = found["model"]
@@ -62,6 +66,18 @@ def _print(found: dict[str, Any]) -> None:
     ]
     console().print("multiply-adds of a forward pass, in 10⁹")
     console().print(table(("frames", "visual side, one view", "text side, label set"), counts, numbers=2))
+
+
+def _build_rows(build: dict[str, Any]) -> list[tuple[str, str]]:
+    if not build["native"]:
+        return [("compiled extension", f"none: {build['reason']}")]
+    others = [name for name in build["instruction_sets"] if name != build["instruction_set"]]
+    threads = {"torch": "those of torch's OpenMP", "own": "its own, started for each call"}
+    return [
+        ("compiled extension", f"{build['compiler']}\n{build['flags']}"),
+        ("instruction set", f"{build['instruction_set']} (also there: {', '.join(others) or 'none'})"),
+        ("its threads", threads[build["threads"]]),
+    ]
 
 
 def _billions(count: int) -> str:

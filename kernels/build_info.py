@@ -1,0 +1,55 @@
+"""What this installation was compiled with, or why it has no compiled extension."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from . import native
+
+INSTRUCTION_SETS = ("avx512", "avx2", "portable")  # those that csrc/ is written for, the fastest first
+
+
+def build_info() -> dict[str, Any]:
+    """The extension m2clip._native as JSON types.
+
+    Returns:
+        {"native": whether it is there, "reason": why not, else None}, and where it is there "compiler", "flags",
+        "instruction_sets" (those that this processor runs), "instruction_set" (the one in use), and "threads"
+        ("torch" where it runs on torch's OpenMP threads, "own" where it starts threads for each call).
+    """
+    extension = native.extension
+    if extension is None:
+        return {"native": False, "reason": why_missing()}
+    return {
+        "native": True,
+        "reason": None,
+        "compiler": extension.compiler,
+        "flags": extension.flags,
+        "instruction_sets": instruction_sets(),
+        "instruction_set": extension.instruction_set(),
+        "threads": "torch" if native.SHARES_THREADS else "own",
+    }
+
+
+def instruction_sets() -> list[str]:
+    """The instruction sets that are compiled in and that this processor runs; empty without the extension."""
+    if native.extension is None:
+        return []
+    in_use = native.extension.instruction_set()
+    usable = [name for name in INSTRUCTION_SETS if native.extension.select_instruction_set(name)]
+    native.extension.select_instruction_set(in_use)
+    return usable
+
+
+def why_missing() -> str:
+    """Why the extension is not there: the note that the installation left, or the error of loading it."""
+    import m2clip
+
+    if find_spec("m2clip._native") is not None:
+        return f"it was built but does not load: {native.MISSING}"
+    note = Path(m2clip.__file__).with_name("_native_missing.txt")
+    if note.exists():
+        return note.read_text(encoding="utf-8").strip()
+    return "it was never built; install m2clip again, or run `python setup.py build_ext --inplace` in a checkout"
