@@ -7,6 +7,8 @@
 #define M2CLIP_LANES 4
 #endif
 
+#include "activations_isa.h"
+#include "losses_isa.h"
 #include "mixer_isa.h"
 #include "rows_isa.h"
 
@@ -25,8 +27,12 @@ bool supported() {
 
 template <typename T>
 constexpr Kernels<T> table() {
-    return {mixer_forward<T>, mixer_backward<T>, add_bias<T>, copy_and_sum<T>};
+    return {mixer_forward<T>,    mixer_backward<T>,     add_bias<T>,
+            copy_and_sum<T>, activation_forward<T>, activation_backward<T>};
 }
+
+constexpr LossKernels losses = {sum_squares,   row_log_sum,          column_log_sum,
+                                soft_row_loss, cross_entropy_slopes, soft_slopes, softmax_minus_target};
 
 }  // namespace
 
@@ -36,4 +42,5 @@ constexpr Kernels<T> table() {
 #define M2CLIP_STRING(name) M2CLIP_QUOTE(name)
 
 extern const InstructionSet M2CLIP_VARIABLE(M2CLIP_ISA);
-const InstructionSet M2CLIP_VARIABLE(M2CLIP_ISA) = {M2CLIP_STRING(M2CLIP_ISA), supported, table<float>(), table<bf16>()};
+const InstructionSet M2CLIP_VARIABLE(M2CLIP_ISA) = {M2CLIP_STRING(M2CLIP_ISA), supported, table<float>(), table<bf16>(),
+                                                       losses};

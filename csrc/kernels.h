@@ -3,6 +3,8 @@
 
 #include <stdint.h>
 
+#include "loss_kernels.h"
+
 struct bf16 {
     uint16_t bits;
 };
@@ -64,6 +66,8 @@ struct MixerBackward {
     T* dh;
 };
 
+enum class Activation { gelu, quick_gelu, relu, none };
+
 // One copy of this table exists for each instruction set.
 template <typename T>
 struct Kernels {
@@ -75,6 +79,11 @@ struct Kernels {
     void (*add_bias)(const T* x, const float* bias, T* out, int64_t rows, int64_t columns);
     // out[n] = x[n] where out is not null; sums[c] += sum over n of x[n, c].
     void (*copy_and_sum)(const T* x, T* out, float* sums, int64_t rows, int64_t columns);
+    // g = act(h)
+    void (*activation_forward)(Activation kind, const T* h, T* g, int64_t count);
+    // dh = dg act'(h); g = act(h) where g is not null; sums[c] += column sums of dh.
+    void (*activation_backward)(Activation kind, const T* h, const T* dg, T* g, T* dh, float* sums, int64_t rows,
+                                int64_t columns);
 };
 
 struct InstructionSet {
@@ -82,6 +91,7 @@ struct InstructionSet {
     bool (*supported)();
     Kernels<float> f32;
     Kernels<bf16> b16;
+    LossKernels losses;
 };
 
 // Floats in one padded grid row of the scratch: a column of zeros at either side, and a stride that is no power of two.

@@ -1,4 +1,4 @@
-// The CPU kernels as whole operations: tasks on threads, scratch memory, and sums in an order of their own, so that
+// The mixer as a whole operation: tasks on threads, scratch memory, and sums in an order of their own, so that
 // results are the same bits for any number of threads.
 #pragma once
 
@@ -29,13 +29,3 @@ void run_mixer_forward(const MixerShape& shape, const MixerParameters& parameter
 template <typename T>
 void run_mixer_backward(const MixerShape& shape, const MixerParameters& parameters, const T* h, const T* du, T* u, T* dh,
                         const MixerGradients& gradients, int threads);
-
-// out = x + bias on (frames * tokens) rows, the class token's row of every frame having a bias of its own.
-template <typename T>
-void run_add_bias(const T* x, const float* class_bias, const float* patch_bias, T* out, int64_t frames, int64_t tokens,
-                  bool class_token, int64_t columns, int threads);
-
-// out = x unless out is null; sums of x over the class tokens (zeros without) and over all other tokens.
-template <typename T>
-void run_copy_and_sum(const T* x, T* out, float* class_sums, float* patch_sums, int64_t frames, int64_t tokens,
-                      bool class_token, int64_t columns, int threads);

@@ -4,8 +4,10 @@
 #include <stdexcept>
 #include <string>
 
+#include "losses_module.h"
 #include "mixer.h"
 #include "parallel.h"
+#include "rows.h"
 
 namespace py = pybind11;
 
@@ -71,6 +73,29 @@ void copy_and_sum(const std::string& dtype, Address x, Address out, Address clas
     });
 }
 
+Activation activation_named(const std::string& name) {
+    if (name == "gelu") return Activation::gelu;
+    if (name == "quick_gelu") return Activation::quick_gelu;
+    if (name == "relu") return Activation::relu;
+    if (name == "none") return Activation::none;
+    throw std::invalid_argument("unknown activation " + name);
+}
+
+void activation_forward(const std::string& dtype, const std::string& name, Address h, Address g, int64_t rows,
+                        int64_t columns, int threads) {
+    const Activation kind = activation_named(name);
+    with_dtype(dtype, [&]<typename T>(T*) { run_activation(kind, at<const T>(h), at<T>(g), rows, columns, threads); });
+}
+
+void activation_backward(const std::string& dtype, const std::string& name, Address h, Address dg, Address g,
+                         Address dh, Address sums, int64_t rows, int64_t columns, int threads) {
+    const Activation kind = activation_named(name);
+    with_dtype(dtype, [&]<typename T>(T*) {
+        run_activation_backward(kind, at<const T>(h), at<const T>(dg), at<T>(g), at<T>(dh), at<float>(sums), rows,
+                                columns, threads);
+    });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
@@ -87,6 +112,9 @@ PYBIND11_MODULE(_native, m) {
     m.def("mixer_backward", &mixer_backward);
     m.def("add_bias", &add_bias);
     m.def("copy_and_sum", &copy_and_sum);
+    m.def("activation_forward", &activation_forward);
+    m.def("activation_backward", &activation_backward);
+    export_losses(m);
     m.def("use_openmp_of", [](const std::string& library) { return use_openmp_of(library.c_str()); });
     m.def("instruction_set", [] { return std::string(instruction_set().name); });
     m.def("select_instruction_set", [](const std::string& name) { return select_instruction_set(name.c_str()); });

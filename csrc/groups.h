@@ -1,0 +1,35 @@
+// Sums over tasks in an order that does not depend on the threads: tasks fall into groups, each with sums of its own.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "kernels.h"
+#include "parallel.h"
+
+constexpr int64_t most_groups = 64;  // more would use more memory
+
+template <typename T>
+const Kernels<T>& kernels();
+template <>
+inline const Kernels<float>& kernels() { return instruction_set().f32; }
+template <>
+inline const Kernels<bf16>& kernels() { return instruction_set().b16; }
+
+// Calls function(thread, task, sums) for every task; returns the sums of all groups, `size` floats.
+template <typename F>
+std::vector<float> sum_over_tasks(int threads, int64_t tasks, int64_t size, F function) {
+    const int64_t groups = std::max<int64_t>(std::min(tasks, most_groups), 1);
+    std::vector<float> sums(groups * size);
+    auto run = [&](int thread, int64_t group) {
+        const int64_t end = tasks * (group + 1) / groups;
+        for (int64_t task = tasks * group / groups; task < end; ++task) function(thread, task, sums.data() + group * size);
+    };
+    parallel(threads, groups, run);
+    for (int64_t group = 1; group < groups; ++group) {
+        for (int64_t c = 0; c < size; ++c) sums[c] += sums[group * size + c];
+    }
+    sums.resize(size);
+    return sums;
+}
