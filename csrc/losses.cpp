@@ -13,7 +13,7 @@ namespace {
 
 constexpr float least_length = 1e-12f;
 constexpr int64_t block_rows = 64, block_columns = 128;  // of a task in the backward pass
-constexpr int64_t work_per_thread = 1 << 14;             // elements below which a second thread costs more than it gives
+constexpr int64_t work_per_thread = 1 << 14;             // elements that are worth another thread
 
 const LossKernels& kernels() { return instruction_set().losses; }
 
@@ -63,7 +63,8 @@ struct GroupedLabels {
 // Runs slopes(block, out) on blocks of fixed size and adds their sums up in the order of the blocks.
 template <typename Slopes>
 void run_slopes(const CosineProblem& p, const CosineGradients& out, int threads, Slopes slopes) {
-    const int64_t bands = (p.rows + block_rows - 1) / block_rows, strips = (p.columns + block_columns - 1) / block_columns;
+    const int64_t bands = (p.rows + block_rows - 1) / block_rows;
+    const int64_t strips = (p.columns + block_columns - 1) / block_columns;
     std::vector<float> row_sums(strips * p.rows), column_sums(bands * p.columns);
     auto run = [&](int, int64_t task) {
         const int64_t band = task / strips, strip = task % strips;
@@ -74,7 +75,8 @@ void run_slopes(const CosineProblem& p, const CosineGradients& out, int threads,
     parallel(worth(threads, p.rows * p.columns), bands * strips, run);
 
     // The gradient of a length pulls a feature along itself; a length that was raised to the least one has none.
-    const auto pull = [&](const std::vector<float>& sums, int64_t parts, int64_t size, const float* inverse, float* to) {
+    const auto pull = [&](const std::vector<float>& sums, int64_t parts, int64_t size, const float* inverse,
+                          float* to) {
         double all = 0;
         for (int64_t i = 0; i < size; ++i) {
             double sum = 0;

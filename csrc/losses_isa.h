@@ -83,18 +83,19 @@ float row_log_sum(const CosineLogits& l, int64_t row) {
     for_channels(l.columns, [&]<int N>(int64_t c) { most.add<N>(logit_at<N>(l, dots, factor, c)); });
     const float shift = most.total();
     LaneSum sum;
-    for_channels(l.columns, [&]<int N>(int64_t c) { sum.add<N>(exponential<N>(logit_at<N>(l, dots, factor, c) - shift)); });
+    for_channels(l.columns, [&]<int N>(int64_t c) {
+        sum.add<N>(exponential<N>(logit_at<N>(l, dots, factor, c) - shift));
+    });
     return shift + logarithm(sum.total());
 }
 
 void column_log_sum(const CosineLogits& l, int64_t first, int64_t end, float* out) {
     for_channels(end - first, [&]<int N>(int64_t offset) {
         const int64_t c = first + offset;
+        const auto logit = [&](int64_t i) { return logit_at<N>(l, l.dots + i * l.columns, l.factor(i), c); };
         Vec<N> most = splat<N>(-__FLT_MAX__), sum = splat<N>(0.0f);
-        for (int64_t i = 0; i < l.rows; ++i) most = maximum<N>(logit_at<N>(l, l.dots + i * l.columns, l.factor(i), c), most);
-        for (int64_t i = 0; i < l.rows; ++i) {
-            sum += exponential<N>(logit_at<N>(l, l.dots + i * l.columns, l.factor(i), c) - most);
-        }
+        for (int64_t i = 0; i < l.rows; ++i) most = maximum<N>(logit(i), most);
+        for (int64_t i = 0; i < l.rows; ++i) sum += exponential<N>(logit(i) - most);
         for (int lane = 0; lane < N; ++lane) sum[lane] = logarithm(sum[lane]);
         store<N>(out + c, most + sum);
     });
@@ -136,7 +137,8 @@ void cosine_slopes(const CosineLogits& l, const LogitBlock& block, const CosineS
         LaneSum sum;
         for_channels(columns, [&]<int N>(int64_t offset) {
             const int64_t c = first + offset;
-            const Vec<N> inverse = l.row_inverse[i] * load<N>(l.column_inverse + c), cosine = load<N>(dots + c) * inverse;
+            const Vec<N> inverse = l.row_inverse[i] * load<N>(l.column_inverse + c);
+            const Vec<N> cosine = load<N>(dots + c) * inverse;
             const Vec<N> slope = gradient.template operator()<N>(i, c, logit_at<N>(l, dots, l.factor(i), c));
             store<N>(slopes + c, slope * (l.scale * inverse));
             sum.add<N>(slope * cosine);
