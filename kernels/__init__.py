@@ -1,5 +1,6 @@
 """Kernels that turn an image transformer into a video one; usable without any other part of m2clip."""
 
+from .dispatch import BACKENDS, BackendState, Choice, backend_states, explain, use_backend
 from .functional import (
     available_backends,
     bottleneck_adapter,
@@ -12,13 +13,19 @@ from .functional import (
 from .weights import BranchWeights, TEDWeights
 
 __all__ = [
+    "BACKENDS",
+    "BackendState",
     "BranchWeights",
+    "Choice",
     "TEDWeights",
     "available_backends",
+    "backend_states",
     "bottleneck_adapter",
     "cosine_cross_entropy",
+    "explain",
     "masked_word_loss",
     "patch_grid",
     "soft_target_kl",
     "ted_adapter",
+    "use_backend",
 ]

@@ -39,7 +39,7 @@ def ted_adapter(
         grid: (H, W) of the patch tokens; by default the square of that many tokens.
         class_token: whether token 0 of each frame is a class token.
         sequential: apply TD to the output of the TE residual instead of in parallel.
-        backend: "auto" or "reference".
+        backend: "auto" or the name of one, see :func:`explain`.
 
     Returns:
         (B*T, L, D), dtype of x.
@@ -96,7 +96,7 @@ def bottleneck_adapter(
         activation: "gelu" (exact), "quick_gelu", "relu" or "none".
         scale: factor of the branch.
         residual: whether x itself is added.
-        backend: "auto" or "reference".
+        backend: "auto" or the name of one, see :func:`explain`.
 
     Returns:
         (..., D), dtype of x.
@@ -107,7 +107,6 @@ def bottleneck_adapter(
 
     Source: M2-CLIP (AAAI 2024), Eq. 9; Houlsby et al. 2019.
     """
-    _check_backend(backend)
     _check_float("x", x)
     if activation not in reference.ACTIVATIONS:
         raise ValueError(f"unknown activation {activation!r}; choose from {', '.join(reference.ACTIVATIONS)}")
@@ -115,8 +114,16 @@ def bottleneck_adapter(
     expected = (("down_weight", down_weight, (width, dim)), ("down_bias", down_bias, (width,)))
     for name, tensor, shape in (*expected, ("up_weight", up_weight, (dim, width)), ("up_bias", up_bias, (dim,))):
         _check_shape(name, tensor, shape)
-    down, up = (down_weight.to(x.dtype), down_bias.to(x.dtype)), (up_weight.to(x.dtype), up_bias.to(x.dtype))
-    return reference.bottleneck_adapter(x, *down, *up, activation, scale, residual)
+    weights = [down_weight, down_bias, up_weight, up_bias]
+    if dispatch.choose("bottleneck_adapter", x, backend) == "reference":
+        cast = (tensor.to(x.dtype) for tensor in weights)
+        return reference.bottleneck_adapter(x, *cast, activation, scale, residual)
+    dtype, rows = dispatch.compute_dtype("bottleneck_adapter", x), x.reshape(-1, dim)
+    weights = [tensor.to(dtype) for tensor in weights]
+    if x.dtype == dtype:
+        return ops.bottleneck_adapter(rows, weights, activation, scale, residual).reshape(x.shape)
+    branch = ops.bottleneck_adapter(rows.to(dtype), weights, activation, scale, False).reshape(x.shape)
+    return x + branch if residual else branch
 
 
 def cosine_cross_entropy(
@@ -129,7 +136,7 @@ def cosine_cross_entropy(
         w: text features of all classes (C, D), likewise.
         targets: class indices (B,), int64.
         logit_scale: 0-d tensor, the multiplier itself and not its logarithm; may require a gradient.
-        backend: "auto" or "reference".
+        backend: "auto" or the name of one, see :func:`explain`.
 
     Returns:
         0-d float32 (float64 for float64 input); 0 for an empty batch.
@@ -165,7 +172,7 @@ def soft_target_kl(
         v: video features (B, D). w: text features of the same samples (B, D). labels: (B,) int64.
         logit_scale: 0-d tensor, the multiplier itself.
         target_scale: sharpness of the target distribution (10 in the authors' code).
-        backend: "auto" or "reference".
+        backend: "auto" or the name of one, see :func:`explain`.
 
     Returns:
         0-d float32 (float64 for float64 input); 0 for an empty batch.

@@ -133,3 +133,28 @@ def copy_and_sum(x: Tensor, class_token: bool, out: Tensor | None) -> Tensor:
         torch.get_num_threads(),
     )
     return sums
+
+
+def activate(activation: str, h: Tensor, g: Tensor) -> None:
+    """g = act(h) for contiguous (N, R)."""
+    extension.activation_forward(
+        DTYPES[h.dtype], activation, h.data_ptr(), g.data_ptr(), h.shape[0], h.shape[1], torch.get_num_threads()
+    )
+
+
+def activate_backward(activation: str, h: Tensor, dg: Tensor, g: Tensor | None, dh: Tensor) -> Tensor:
+    """dh = dg act'(h), and g = act(h) once more unless None; returns the fp32 column sums (R,) of dh."""
+    sums = torch.empty(h.shape[1], dtype=torch.float32)
+    extension.activation_backward(
+        DTYPES[h.dtype],
+        activation,
+        h.data_ptr(),
+        dg.data_ptr(),
+        0 if g is None else g.data_ptr(),
+        dh.data_ptr(),
+        sums.data_ptr(),
+        h.shape[0],
+        h.shape[1],
+        torch.get_num_threads(),
+    )
+    return sums

@@ -53,7 +53,7 @@ def backward(
     down, up = branches.down_weight(), branches.up_weight()
     mixer = _mixer(branches, geometry)
     dx = torch.empty_like(x) if need_x else x.new_empty(0)
-    sums = _Sums(x.dtype)
+    sums = Sums(x.dtype)
     for frames in _chunks(x, geometry):
         part, gradient, hidden = x[frames], dy[frames], h[frames]
         du, dh = (workspace(name, tuple(hidden.shape), x.dtype) for name in ("du", "dh"))
@@ -84,7 +84,7 @@ def _mixer(branches: Branches, geometry: Geometry) -> Mixer:
     return Mixer(branches.temporal[2:4], difference, branches.shared, geometry)
 
 
-class _Sums:
+class Sums:
     """Sums over chunks, in fp32 whatever the dtype of the products."""
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -103,7 +103,7 @@ class _Sums:
             self.add(name, a @ b)
 
 
-def _weight_gradients(sums: _Sums, branches: Branches, geometry: Geometry) -> list[Tensor]:
+def _weight_gradients(sums: Sums, branches: Branches, geometry: Geometry) -> list[Tensor]:
     total = sums.total
     if not total:  # an empty batch
         return [torch.zeros_like(tensor) for part in branches for tensor in part]
@@ -124,13 +124,15 @@ def _weight_gradients(sums: _Sums, branches: Branches, geometry: Geometry) -> li
     elif branches.difference:
         conv_weight, conv_bias, down_bias = small[-3:]
         gradients += [downs[-1], down_bias, conv_weight, conv_bias, ups[-1], patch_sum]
-    # clone_ like the parameter: halves of a joined product are views, and the parameter's own strides are wanted.
     tensors = [tensor for part in branches for tensor in part]
-    return [torch.empty_like(t).copy_(g) if _foreign(t, g) else g for t, g in zip(tensors, gradients, strict=True)]
+    return [in_layout_of(tensor, gradient) for tensor, gradient in zip(tensors, gradients, strict=True)]
 
 
-def _foreign(tensor: Tensor, gradient: Tensor) -> bool:
-    return gradient.dtype != tensor.dtype or gradient.stride() != tensor.stride() or gradient._base is not None
+def in_layout_of(tensor: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient in its parameter's dtype and strides, which DistributedDataParallel wants, in memory of its own."""
+    if gradient.dtype == tensor.dtype and gradient.stride() == tensor.stride() and gradient._base is None:
+        return gradient
+    return torch.empty_like(tensor).copy_(gradient)
 
 
 def _chunks(x: Tensor, geometry: Geometry) -> Iterator[slice]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from . import native_ted
+from . import native_bottleneck, native_ted
 from .operands import Branches, Geometry
 
 LIBRARY = torch.library.Library("m2clip", "FRAGMENT")
@@ -21,6 +21,11 @@ LIBRARY = torch.library.Library("m2clip", "FRAGMENT")
 _TED = "Tensor[] temporal, Tensor[] difference, int num_frames, int[] grid, bool class_token, bool residual"
 LIBRARY.define(f"ted_adapter(Tensor x, {_TED}, bool keep) -> (Tensor, Tensor)")
 LIBRARY.define(f"ted_adapter_backward(Tensor dy, Tensor x, Tensor h, {_TED}, bool need_x, bool need_w) -> Tensor[]")
+_BOTTLENECK = "Tensor[] weights, str activation, float scale, bool residual"
+LIBRARY.define(f"bottleneck_adapter(Tensor x, {_BOTTLENECK}, bool keep) -> (Tensor, Tensor)")
+LIBRARY.define(
+    f"bottleneck_adapter_backward(Tensor dy, Tensor x, Tensor h, {_BOTTLENECK}, bool need_x, bool need_w) -> Tensor[]"
+)
 
 
 def watched(*tensors: Tensor) -> bool:
@@ -118,3 +123,52 @@ def ted_adapter(x: Tensor, branches: Branches, geometry: Geometry, residual: boo
     run = torch.ops.m2clip.ted_adapter if watched(x, *weights) else _ted_forward
     args = (geometry.num_frames, list(geometry.grid), geometry.class_token, residual, False)
     return run(x, branches.temporal, branches.difference, *args)[0]
+
+
+def _bottleneck_backward(dy: Tensor, x: Tensor, h: Tensor, *options: Any) -> list[Tensor]:
+    dx, gradients = native_bottleneck.backward(dy, x, h, *options)
+    return [dx, *gradients]
+
+
+def _bottleneck_forward_fake(x: Tensor, weights: list[Tensor], *options: Any) -> tuple[Tensor, Tensor]:
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return y, x.new_empty((x.shape[0], weights[0].shape[0]) if options[-1] else (0,))
+
+
+def _bottleneck_backward_fake(dy: Tensor, x: Tensor, h: Tensor, weights: list[Tensor], *options: Any) -> list[Tensor]:
+    need_x, need_w = options[-2:]
+    dx = torch.empty_like(x, memory_format=torch.contiguous_format) if need_x else x.new_empty(0)
+    return [dx, *(torch.empty_like(tensor) for tensor in weights if need_w)]
+
+
+LIBRARY.impl("bottleneck_adapter", native_bottleneck.forward, "CPU")
+LIBRARY.impl("bottleneck_adapter_backward", _bottleneck_backward, "CPU")
+torch.library.register_fake("m2clip::bottleneck_adapter", _bottleneck_forward_fake, lib=LIBRARY)
+torch.library.register_fake("m2clip::bottleneck_adapter_backward", _bottleneck_backward_fake, lib=LIBRARY)
+
+
+class _BottleneckAdapter(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, activation: str, scale: float, residual: bool, *weights: Tensor) -> Tensor:
+        run = torch.ops.m2clip.bottleneck_adapter if watched(x, *weights) else native_bottleneck.forward
+        y, h = run(x, list(weights), activation, scale, residual, True)
+        ctx.save_for_backward(x, h, *weights)
+        ctx.options = (activation, scale, residual)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        x, h, *weights = ctx.saved_tensors
+        need_x, need_w = ctx.needs_input_grad[0], any(ctx.needs_input_grad[4:])
+        run = torch.ops.m2clip.bottleneck_adapter_backward if watched(dy, x, *weights) else _bottleneck_backward
+        dx, *gradients = run(dy, x, h, weights, *ctx.options, need_x, need_w)
+        return (dx if need_x else None, None, None, None, *(gradients or [None] * 4))
+
+
+def bottleneck_adapter(x: Tensor, weights: list[Tensor], activation: str, scale: float, residual: bool) -> Tensor:
+    """The operator on x (N, D) with its gradient; weights: down_weight, down_bias, up_weight, up_bias."""
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *weights)):
+        return _BottleneckAdapter.apply(x, activation, scale, residual, *weights)
+    run = torch.ops.m2clip.bottleneck_adapter if watched(x, *weights) else native_bottleneck.forward
+    return run(x, weights, activation, scale, residual, False)[0]

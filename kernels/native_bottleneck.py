@@ -1,0 +1,90 @@
+"""bottleneck_adapter on the native backend: two matrix products by torch, the activation and the residual compiled.
+
+Tokens are worked through a few at a time. The residual and the bias are written into the output before the
+up-projection is added to it; x and h alone are kept for the backward pass.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .native import activate, activate_backward, add_bias, copy_and_sum, workspace
+from .native_ted import CHUNK_ROWS, Sums, in_layout_of
+
+
+def forward(
+    x: Tensor, weights: list[Tensor], activation: str, scale: float, residual: bool, keep: bool
+) -> tuple[Tensor, Tensor]:
+    """y and h, (N, D) and (N, R), of x (N, D); h is empty unless it is kept.
+
+    weights: down_weight (R, D), down_bias (R,), up_weight (D, R), up_bias (D,).
+    """
+    down, down_bias, up, up_bias = weights
+    x = x.contiguous()
+    width = down.shape[0]
+    y = torch.empty_like(x)
+    h = x.new_empty(x.shape[0], width) if keep else x.new_empty(0)
+    offset = up_bias.float() * scale
+    for rows in _chunks(x):
+        part, out = x[rows], y[rows]
+        shape = (part.shape[0], width)
+        hidden = h[rows] if keep else workspace("h", shape, x.dtype)
+        activated = workspace("u", shape, x.dtype)
+        torch.addmm(down_bias, part, down.t(), out=hidden)
+        activate(activation, hidden, activated)
+        if residual:
+            add_bias(part[:, None], offset, offset, False, out[:, None])
+        else:
+            out[:] = offset
+        out.addmm_(activated, up.t(), alpha=scale)
+    return y, h
+
+
+def backward(
+    dy: Tensor,
+    x: Tensor,
+    h: Tensor,
+    weights: list[Tensor],
+    activation: str,
+    scale: float,
+    residual: bool,
+    need_x: bool,
+    need_w: bool,
+) -> tuple[Tensor, list[Tensor]]:
+    """dx, empty unless needed, and the gradients of the four weights, none unless needed."""
+    down, _, up, _ = weights
+    dy, x = dy.contiguous(), x.contiguous()
+    dx = torch.empty_like(x) if need_x else x.new_empty(0)
+    sums = Sums(x.dtype)
+    for rows in _chunks(x):
+        part, gradient, hidden = x[rows], dy[rows], h[rows]
+        dg, dh = (workspace(name, tuple(hidden.shape), x.dtype) for name in ("du", "dh"))
+        g = workspace("u", tuple(hidden.shape), x.dtype) if need_w else None
+        torch.mm(gradient, up, out=dg)
+        if scale != 1:
+            dg *= scale
+        bias_sum = activate_backward(activation, hidden, dg, g, dh)
+        out = dx[rows] if need_x else None
+        if need_w or (need_x and residual):
+            row_sums = copy_and_sum(gradient[:, None], False, out[:, None] if out is not None and residual else None)
+        if g is not None:
+            sums.add_product("up", gradient.t(), g)
+            sums.add_product("down", dh.t(), part)
+            sums.add("down bias", bias_sum)
+            sums.add("up bias", row_sums[1])
+        if out is not None and residual:
+            out.addmm_(dh, down)
+        elif out is not None:
+            torch.mm(dh, down, out=out)
+    if not need_w:
+        return dx, []
+    if not sums.total:  # an empty batch
+        return dx, [torch.zeros_like(tensor) for tensor in weights]
+    total = sums.total
+    gradients = [total["down"], total["down bias"], total["up"] * scale, total["up bias"] * scale]
+    return dx, [in_layout_of(tensor, gradient) for tensor, gradient in zip(weights, gradients, strict=True)]
+
+
+def _chunks(x: Tensor) -> list[slice]:
+    return [slice(start, start + CHUNK_ROWS) for start in range(0, x.shape[0], CHUNK_ROWS)] if x.numel() else []
