@@ -309,7 +309,4 @@ def builders(device: torch.device, compiled: bool) -> tuple[dict[str, Builder], 
 
 def backend_reasons() -> dict[str, str]:
     """Why each of the library's backends cannot run; an empty text where it can."""
-    states = kernels.backend_states() if hasattr(kernels, "backend_states") else {}
-    if not states:
-        return dict.fromkeys(kernels.available_backends(), "")
-    return {name: "" if state.available else state.reason for name, state in states.items()}
+    return {name: "" if state.available else state.reason for name, state in kernels.backend_states().items()}
