@@ -22,7 +22,6 @@ OPERATIONS = ("ted_adapter", "bottleneck_adapter", *_LOSSES)
 
 # What "auto" tries on a device, fastest first; the reference always can.
 _PREFERENCE = {"cpu": ("native",)}
-_NO_GPU_KERNELS = "this version of m2clip has no {} kernels"
 _MASKED_WORDS = "masked_word_loss is one implementation for all devices, made of torch's own products"
 
 _in_force: ContextVar[str] = ContextVar("m2clip_backend", default="auto")
@@ -51,14 +50,26 @@ class Choice(NamedTuple):
 
 def backend_states() -> dict[str, BackendState]:
     """State of every backend of this installation, by name."""
-    extension = native.extension
-    why_native = f"compiled kernels for the CPU, {extension.instruction_set()}" if extension else _missing_extension()
-    states = [
-        BackendState("reference", True, "plain PyTorch, any device"),
-        BackendState("native", extension is not None, why_native),
-        *(BackendState(name, False, _NO_GPU_KERNELS.format(name)) for name in ("triton", "cuda")),
-    ]
+    states = []
+    for name in BACKENDS:
+        missing = _missing(name)
+        states.append(BackendState(name, missing is None, missing or _what_it_is(name)))
     return {state.name: state for state in states}
+
+
+def _what_it_is(name: str) -> str:
+    if name == "native":
+        return f"compiled kernels for the CPU, {native.extension.instruction_set()}"
+    return "plain PyTorch, any device"
+
+
+def _missing(name: str) -> str | None:
+    """Why this installation does not have a backend, or None if it does."""
+    if name in ("triton", "cuda"):
+        return f"this version of m2clip has no {name} kernels"
+    if name == "native" and native.extension is None:
+        return f"the compiled extension m2clip._native is missing ({native.MISSING})"
+    return None
 
 
 @contextmanager
@@ -72,8 +83,9 @@ def use_backend(name: str) -> Iterator[None]:
         ValueError: an unknown backend, or one that this installation does not have.
     """
     _require_known(name)
-    if name != "auto" and not (state := backend_states()[name]).available:
-        raise ValueError(f"backend {name!r} is not available here: {state.reason}")
+    missing = _missing(name)
+    if missing is not None:
+        raise ValueError(f"backend {name!r} is not available here: {missing}")
     token = _in_force.set(name)
     try:
         yield
@@ -132,12 +144,9 @@ def explain(op: str, x: Tensor, *, backend: str = "auto") -> Choice:
 
 def _refusal(name: str, op: str, x: Tensor) -> str | None:
     """Why a backend cannot run `op` on x, or None if it can."""
-    if name == "reference":
-        return None
-    if name != "native":
-        return _NO_GPU_KERNELS.format(name)
-    if native.extension is None:
-        return _missing_extension()
+    missing = _missing(name)
+    if name == "reference" or missing is not None:
+        return missing
     if op == "masked_word_loss":
         return _MASKED_WORDS
     if x.device.type != "cpu":
@@ -163,10 +172,6 @@ def compute_dtype(op: str, x: Tensor) -> torch.dtype:
     if x.dtype != torch.float64 and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return x.dtype
-
-
-def _missing_extension() -> str:
-    return f"the compiled extension m2clip._native is missing ({native.MISSING}); `m2clip info` says why"
 
 
 def _require_known(name: str) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -245,7 +243,9 @@ def patch_grid(num_patches: int, grid: tuple[int, int] | None = None) -> tuple[i
         if grid[0] * grid[1] != num_patches:
             raise ValueError(f"a grid of {grid[0]}x{grid[1]} does not hold {num_patches} patch tokens")
         return grid
-    side = math.isqrt(max(num_patches, 0))
+    side = 0
+    while side * side < num_patches:  # not math.isqrt, which torch.compile cannot follow where shapes are dynamic
+        side += 1
     if side * side != num_patches:
         raise ValueError(f"{num_patches} patch tokens fill no square grid; pass grid=(H, W)")
     return side, side

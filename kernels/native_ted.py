@@ -130,7 +130,8 @@ def _weight_gradients(sums: Sums, branches: Branches, geometry: Geometry) -> lis
 
 def in_layout_of(tensor: Tensor, gradient: Tensor) -> Tensor:
     """The gradient in its parameter's dtype and strides, which DistributedDataParallel wants, in memory of its own."""
-    if gradient.dtype == tensor.dtype and gradient.stride() == tensor.stride() and gradient._base is None:
+    own_memory = gradient.untyped_storage().nbytes() == gradient.nbytes
+    if gradient.dtype == tensor.dtype and gradient.stride() == tensor.stride() and own_memory:
         return gradient
     return torch.empty_like(tensor).copy_(gradient)
 

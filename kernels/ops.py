@@ -1,7 +1,8 @@
-"""The adapters as PyTorch operators: registration with torch.library, shapes for compilers, autograd around them.
+"""The adapters as PyTorch operators: registration with torch.library, shapes for compilers, gradients.
 
-In eager mode the autograd functions call the backend directly; the dispatcher is taken only where somebody watches it
-(torch.compile, torch.export, dispatch modes, tensor subclasses), which saves a good part of the cost of a small call.
+There are two ways to the same backend. Where somebody watches the dispatcher (torch.compile, torch.export, dispatch
+modes, tensor subclasses) an operator with a registered gradient is called. In plain eager mode an autograd function
+calls the backend directly, which saves a good part of the cost of a small call.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import _get_current_dispatch_mode
+from torch.utils.flop_counter import register_flop_formula
 
 from . import native_bottleneck, native_ted
 from .operands import Branches, Geometry
@@ -86,43 +88,86 @@ def _ted_backward_fake(
     return [dx, *(torch.empty_like(tensor) for tensor in (*temporal, *difference) if need_w)]
 
 
-LIBRARY.impl("ted_adapter", _ted_forward, "CPU")
-LIBRARY.impl("ted_adapter_backward", _ted_backward, "CPU")
+# Shapes instead of tensors come in. As with torch's own operators, products and convolutions are counted.
+@register_flop_formula(torch.ops.m2clip.ted_adapter)
+def _ted_flops(x: Any, temporal: Any, difference: Any, *options: Any, **_: Any) -> int:
+    columns = sum(part[0][0] for part in Branches(temporal, difference).projections())
+    return 4 * x[0] * x[1] * x[2] * columns + _spatial_flops(x, difference, options)
+
+
+@register_flop_formula(torch.ops.m2clip.ted_adapter_backward)
+def _ted_backward_flops(dy: Any, x: Any, h: Any, temporal: Any, difference: Any, *options: Any, **_: Any) -> int:
+    need_x, need_w = options[-2:]
+    columns = sum(part[0][0] for part in Branches(temporal, difference).projections())
+    spatial = _spatial_flops(x, difference, options) * (1 + 2 * need_w)  # dh; u once more and the weights' gradient
+    return 2 * x[0] * x[1] * x[2] * columns * (1 + need_x + 2 * need_w) + spatial
+
+
+def _spatial_flops(x: Any, difference: Any, options: Any) -> int:
+    if not difference:
+        return 0
+    class_token, width = options[2], difference[-1][0] if len(difference) == 2 else difference[0][0]
+    return 18 * x[0] * (x[1] - class_token) * width
+
+
+# The products write into given memory, which autograd's bookkeeping forbids even where nothing is recorded.
+LIBRARY.impl("ted_adapter", torch.no_grad()(_ted_forward), "CPU")
+LIBRARY.impl("ted_adapter_backward", torch.no_grad()(_ted_backward), "CPU")
 torch.library.register_fake("m2clip::ted_adapter", _ted_forward_fake, lib=LIBRARY)
 torch.library.register_fake("m2clip::ted_adapter_backward", _ted_backward_fake, lib=LIBRARY)
 
 
+def _ted_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, temporal, difference, *ctx.options, keep = inputs
+    ctx.save_for_backward(x, output[1], *temporal, *difference)
+    ctx.temporal, ctx.keep = len(temporal), keep
+
+
+def _ted_gradient(ctx: Any, dy: Tensor, dh: Tensor) -> Any:
+    x, h, *weights = ctx.saved_tensors
+    temporal, difference = weights[: ctx.temporal], weights[ctx.temporal :]
+    if not ctx.keep:  # called for inference, and differentiated after all
+        h = torch.ops.m2clip.ted_adapter(x, temporal, difference, *ctx.options, True)[1]
+    need_x, *need_lists = ctx.needs_input_grad[:3]
+    need_w = any(need_lists[0]) or any(need_lists[1])
+    run = torch.ops.m2clip.ted_adapter_backward
+    dx, *gradients = run(dy, x, h, temporal, difference, *ctx.options, need_x, need_w)
+    lists = gradients or [None] * len(weights)
+    return dx if need_x else None, lists[: ctx.temporal], lists[ctx.temporal :], *[None] * 5
+
+
+torch.library.register_autograd("m2clip::ted_adapter", _ted_gradient, setup_context=_ted_context, lib=LIBRARY)
+
+
 class _TEDAdapter(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, geometry: Geometry, residual: bool, temporal: int, *weights: Tensor) -> Tensor:
-        # `temporal`: how many of the weights are the temporal branch's.
-        args = (list(weights[:temporal]), list(weights[temporal:]), geometry.num_frames, list(geometry.grid))
-        run = torch.ops.m2clip.ted_adapter if watched(x, *weights) else _ted_forward
-        y, h = run(x, *args, geometry.class_token, residual, True)
+    def forward(ctx: Any, x: Tensor, branches_of: int, geometry: tuple[Any, ...], *weights: Tensor) -> Tensor:
+        # branches_of: how many of the weights are the temporal branch's; geometry: the operator's other arguments.
+        y, h = _ted_forward(x, list(weights[:branches_of]), list(weights[branches_of:]), *geometry, True)
         ctx.save_for_backward(x, h, *weights)
-        ctx.geometry, ctx.residual, ctx.temporal = geometry, residual, temporal
+        ctx.branches_of, ctx.geometry = branches_of, geometry
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> Any:
         x, h, *weights = ctx.saved_tensors
-        geometry = ctx.geometry
-        args = (weights[: ctx.temporal], weights[ctx.temporal :], geometry.num_frames, list(geometry.grid))
-        need_x, need_w = ctx.needs_input_grad[0], any(ctx.needs_input_grad[4:])
-        run = torch.ops.m2clip.ted_adapter_backward if watched(dy, x, *weights) else _ted_backward
-        dx, *gradients = run(dy, x, h, *args, geometry.class_token, ctx.residual, need_x, need_w)
-        return (dx if need_x else None, None, None, None, *(gradients or [None] * len(weights)))
+        need_x, need_w = ctx.needs_input_grad[0], any(ctx.needs_input_grad[3:])
+        branches = (weights[: ctx.branches_of], weights[ctx.branches_of :])
+        dx, *gradients = _ted_backward(dy, x, h, *branches, *ctx.geometry, need_x, need_w)
+        return (dx if need_x else None, None, None, *(gradients or [None] * len(weights)))
 
 
 def ted_adapter(x: Tensor, branches: Branches, geometry: Geometry, residual: bool) -> Tensor:
     """The operator with its gradient; without residual the branches' sum alone."""
     weights = [*branches.temporal, *branches.difference]
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *weights)):
-        return _TEDAdapter.apply(x, geometry, residual, len(branches.temporal), *weights)
-    run = torch.ops.m2clip.ted_adapter if watched(x, *weights) else _ted_forward
-    args = (geometry.num_frames, list(geometry.grid), geometry.class_token, residual, False)
-    return run(x, branches.temporal, branches.difference, *args)[0]
+    options = (geometry.num_frames, list(geometry.grid), geometry.class_token, residual)
+    train = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *weights))
+    if watched(x, *weights):
+        return torch.ops.m2clip.ted_adapter(x, *branches, *options, train)[0]
+    if train:
+        return _TEDAdapter.apply(x, len(branches.temporal), options, *weights)
+    return _ted_forward(x, *branches, *options, False)[0]
 
 
 def _bottleneck_backward(dy: Tensor, x: Tensor, h: Tensor, *options: Any) -> list[Tensor]:
@@ -141,34 +186,66 @@ def _bottleneck_backward_fake(dy: Tensor, x: Tensor, h: Tensor, weights: list[Te
     return [dx, *(torch.empty_like(tensor) for tensor in weights if need_w)]
 
 
-LIBRARY.impl("bottleneck_adapter", native_bottleneck.forward, "CPU")
-LIBRARY.impl("bottleneck_adapter_backward", _bottleneck_backward, "CPU")
+@register_flop_formula(torch.ops.m2clip.bottleneck_adapter)
+def _bottleneck_flops(x: Any, weights: Any, *options: Any, **_: Any) -> int:
+    return 4 * x[0] * x[1] * weights[0][0]
+
+
+@register_flop_formula(torch.ops.m2clip.bottleneck_adapter_backward)
+def _bottleneck_backward_flops(dy: Any, x: Any, h: Any, weights: Any, *options: Any, **_: Any) -> int:
+    need_x, need_w = options[-2:]
+    return 2 * x[0] * x[1] * weights[0][0] * (1 + need_x + 2 * need_w)
+
+
+LIBRARY.impl("bottleneck_adapter", torch.no_grad()(native_bottleneck.forward), "CPU")
+LIBRARY.impl("bottleneck_adapter_backward", torch.no_grad()(_bottleneck_backward), "CPU")
 torch.library.register_fake("m2clip::bottleneck_adapter", _bottleneck_forward_fake, lib=LIBRARY)
 torch.library.register_fake("m2clip::bottleneck_adapter_backward", _bottleneck_backward_fake, lib=LIBRARY)
 
 
+def _bottleneck_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, weights, *ctx.options, ctx.keep = inputs
+    ctx.save_for_backward(x, output[1], *weights)
+
+
+def _bottleneck_gradient(ctx: Any, dy: Tensor, dh: Tensor) -> Any:
+    x, h, *weights = ctx.saved_tensors
+    if not ctx.keep:
+        h = torch.ops.m2clip.bottleneck_adapter(x, weights, *ctx.options, True)[1]
+    need_x, need_w = ctx.needs_input_grad[0], any(ctx.needs_input_grad[1])
+    run = torch.ops.m2clip.bottleneck_adapter_backward
+    dx, *gradients = run(dy, x, h, weights, *ctx.options, need_x, need_w)
+    return dx if need_x else None, gradients or [None] * 4, *[None] * 4
+
+
+torch.library.register_autograd(
+    "m2clip::bottleneck_adapter", _bottleneck_gradient, setup_context=_bottleneck_context, lib=LIBRARY
+)
+
+
 class _BottleneckAdapter(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, activation: str, scale: float, residual: bool, *weights: Tensor) -> Tensor:
-        run = torch.ops.m2clip.bottleneck_adapter if watched(x, *weights) else native_bottleneck.forward
-        y, h = run(x, list(weights), activation, scale, residual, True)
+    def forward(ctx: Any, x: Tensor, options: tuple[Any, ...], *weights: Tensor) -> Tensor:
+        y, h = native_bottleneck.forward(x, list(weights), *options, True)
         ctx.save_for_backward(x, h, *weights)
-        ctx.options = (activation, scale, residual)
+        ctx.options = options
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> Any:
         x, h, *weights = ctx.saved_tensors
-        need_x, need_w = ctx.needs_input_grad[0], any(ctx.needs_input_grad[4:])
-        run = torch.ops.m2clip.bottleneck_adapter_backward if watched(dy, x, *weights) else _bottleneck_backward
-        dx, *gradients = run(dy, x, h, weights, *ctx.options, need_x, need_w)
-        return (dx if need_x else None, None, None, None, *(gradients or [None] * 4))
+        need_x, need_w = ctx.needs_input_grad[0], any(ctx.needs_input_grad[2:])
+        dx, *gradients = _bottleneck_backward(dy, x, h, weights, *ctx.options, need_x, need_w)
+        return (dx if need_x else None, None, *(gradients or [None] * 4))
 
 
 def bottleneck_adapter(x: Tensor, weights: list[Tensor], activation: str, scale: float, residual: bool) -> Tensor:
     """The operator on x (N, D) with its gradient; weights: down_weight, down_bias, up_weight, up_bias."""
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *weights)):
-        return _BottleneckAdapter.apply(x, activation, scale, residual, *weights)
-    run = torch.ops.m2clip.bottleneck_adapter if watched(x, *weights) else native_bottleneck.forward
-    return run(x, weights, activation, scale, residual, False)[0]
+    options = (activation, scale, residual)
+    train = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *weights))
+    if watched(x, *weights):
+        return torch.ops.m2clip.bottleneck_adapter(x, weights, *options, train)[0]
+    if train:
+        return _BottleneckAdapter.apply(x, options, *weights)
+    return native_bottleneck.forward(x, weights, *options, False)[0]
