@@ -29,7 +29,7 @@ void check_targets(const int64_t* targets, int64_t rows, int64_t classes) {
     for (int64_t i = 0; i < rows; ++i) {
         if (targets[i] < 0 || targets[i] >= classes) {
             throw std::invalid_argument("targets must lie in [0, " + std::to_string(classes) + "), got " +
-                                        std::to_string(targets[i]) + " at position " + std::to_string(i));
+                                        std::to_string(targets[i]));
         }
     }
 }

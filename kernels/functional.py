@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from . import dispatch, ops, reference
+from . import dispatch, loss_ops, masked_words, ops, reference
+from .masked_words import IGNORE
 from .operands import Branches, Geometry
 from .weights import BranchWeights, TEDWeights
-
-IGNORE = -100  # target of a position that carries no masked word
-_CHUNK = 4096  # masked positions whose vocabulary logits are alive at a time
 
 
 def ted_adapter(
@@ -140,16 +139,22 @@ def cosine_cross_entropy(
         0-d float32 (float64 for float64 input); 0 for an empty batch.
 
     Raises:
-        ValueError: shapes that do not fit together. TypeError: targets that are not integers.
+        ValueError: shapes or devices that do not fit together; on the CPU, a target outside [0, C).
+        TypeError: targets that are not integers.
 
     Source: M2-CLIP (AAAI 2024), Eq. 11.
     """
-    _check_backend(backend)
     v, w, logit_scale = _check_pair(v, w, logit_scale)
-    _check_labels("targets", targets, v.shape[0])
-    if v.shape[0] == 0:
-        return (v.sum() + w.sum() + logit_scale) * 0
-    return reference.cosine_cross_entropy(v, w, targets, logit_scale)
+    _check_labels("targets", targets, v)
+    chosen = dispatch.choose("cosine_cross_entropy", v, backend)
+    with _full_precision(v):
+        if chosen != "reference":
+            return loss_ops.cosine_cross_entropy(v, w, targets, logit_scale)
+        if v.shape[0] == 0:
+            return (v.sum() + w.sum() + logit_scale) * 0
+        if _readable(targets):
+            masked_words.check_range(targets, w.shape[0])
+        return reference.cosine_cross_entropy(v, w, targets, logit_scale)
 
 
 def soft_target_kl(
@@ -176,18 +181,21 @@ def soft_target_kl(
         0-d float32 (float64 for float64 input); 0 for an empty batch.
 
     Raises:
-        ValueError: shapes that do not fit together. TypeError: labels that are not integers.
+        ValueError: shapes or devices that do not fit together. TypeError: labels that are not integers.
 
     Source: M2-CLIP (AAAI 2024), Eq. 10; targets as in ActionCLIP and the authors' code.
     """
-    _check_backend(backend)
     v, w, logit_scale = _check_pair(v, w, logit_scale)
-    _check_labels("labels", labels, v.shape[0])
+    _check_labels("labels", labels, v)
     if w.shape[0] != v.shape[0]:
         raise ValueError(f"v and w must describe the same samples, got {v.shape[0]} and {w.shape[0]}")
-    if v.shape[0] == 0:
-        return (v.sum() + w.sum() + logit_scale) * 0
-    return reference.soft_target_kl(v, w, labels, logit_scale, target_scale)
+    chosen = dispatch.choose("soft_target_kl", v, backend)
+    with _full_precision(v):
+        if chosen != "reference":
+            return loss_ops.soft_target_kl(v, w, labels, logit_scale, target_scale)
+        if v.shape[0] == 0:
+            return (v.sum() + w.sum() + logit_scale) * 0
+        return reference.soft_target_kl(v, w, labels, logit_scale, target_scale)
 
 
 def masked_word_loss(
@@ -199,14 +207,15 @@ def masked_word_loss(
         hidden: (..., D) features before the vocabulary decoder.
         weight, bias: decoder (V, D), (V,).
         targets: (...) int64 word ids, -100 where no word is masked.
-        divisor: what the summed loss is divided by; by default the number of masked words. Training on several
-            processes passes the global count over the number of processes.
+        divisor: what the summed loss is divided by, not 0; by default the number of masked words. Training on
+            several processes passes the global count over the number of processes.
 
     Returns:
         0-d float32 (float64 for float64 input); exactly 0, with zero gradients, where no word is masked.
 
     Raises:
-        ValueError: shapes that do not fit together. TypeError: targets that are not integers.
+        ValueError: shapes or devices that do not fit together; on the CPU, a target that is no word.
+        TypeError: targets that are not integers.
 
     Source: M2-CLIP (AAAI 2024), Eq. 12 and the head after it.
     """
@@ -214,27 +223,19 @@ def masked_word_loss(
     dim, dtype = hidden.shape[-1], _loss_dtype(hidden)
     _check_shape("weight", weight, (weight.shape[0], dim))
     _check_shape("bias", bias, (weight.shape[0],))
+    for name, parameter in (("weight", weight), ("bias", bias)):
+        _check_device(name, parameter, hidden)
     if targets.shape != hidden.shape[:-1]:
         raise ValueError(f"targets must be {tuple(hidden.shape[:-1])} like hidden, got {tuple(targets.shape)}")
-    _check_labels("targets", targets.reshape(-1), targets.numel())
-    masked = (targets != IGNORE).reshape(-1).nonzero().squeeze(1)
-    rows, words = hidden.reshape(-1, dim)[masked].to(dtype), targets.reshape(-1)[masked]
+    rows, targets = hidden.reshape(-1, dim).to(dtype), targets.reshape(-1)
+    _check_labels("targets", targets, rows)
     weight, bias = weight.to(dtype), bias.to(dtype)
-    if masked.numel() == 0:
-        return (rows.sum() + weight.sum() + bias.sum()) * 0
-    total = torch.stack(
-        [
-            _word_loss_sum(part, weight, bias, ids)
-            for part, ids in zip(rows.split(_CHUNK), words.split(_CHUNK), strict=True)
-        ]
-    ).sum()
-    return total / (masked.numel() if divisor is None else divisor)
-
-
-def _word_loss_sum(rows: Tensor, weight: Tensor, bias: Tensor, words: Tensor) -> Tensor:
-    if hasattr(F, "linear_cross_entropy"):
-        return F.linear_cross_entropy(rows, weight, words, linear_bias=bias, reduction="sum")
-    return reference.masked_word_loss(rows, weight, bias, words)
+    with _full_precision(hidden):
+        if _transformed():
+            total, words = reference.masked_word_loss(rows, weight, bias, targets), (targets != IGNORE).sum()
+        else:
+            total, words = masked_words.masked_word_loss(rows, weight, bias, targets)
+    return total / (words.clamp_min(1) if divisor is None else divisor)
 
 
 def patch_grid(num_patches: int, grid: tuple[int, int] | None = None) -> tuple[int, int]:
@@ -261,12 +262,6 @@ def _cast(weights: TEDWeights, dtype: torch.dtype) -> TEDWeights:
         return None if branch is None else BranchWeights(*(tensor.to(dtype) for tensor in branch))
 
     return TEDWeights(cast(weights.temporal), cast(weights.difference), weights.shared)
-
-
-def _check_backend(backend: str) -> None:
-    if backend not in ("auto", *available_backends()):
-        known = ", ".join(("auto", *available_backends()))
-        raise ValueError(f"backend {backend!r} is not available here; choose from {known}")
 
 
 def _check_float(name: str, tensor: Tensor) -> None:
@@ -305,14 +300,39 @@ def _check_pair(v: Tensor, w: Tensor, logit_scale: Tensor) -> tuple[Tensor, Tens
     _check_float("w", w)
     if v.dim() != 2 or w.dim() != 2 or v.shape[1] != w.shape[1]:
         raise ValueError(f"v must be (B, D) and w (C, D), got {tuple(v.shape)} and {tuple(w.shape)}")
+    _check_device("w", w, v)
     if logit_scale.dim() != 0:
         raise ValueError(f"logit_scale must be a 0-d tensor, got shape {tuple(logit_scale.shape)}")
+    if logit_scale.device.type != "cpu":  # one on the CPU is a plain number to PyTorch
+        _check_device("logit_scale", logit_scale, v)
     dtype = _loss_dtype(v)
     return v.to(dtype), w.to(dtype), logit_scale.to(dtype)
 
 
-def _check_labels(name: str, labels: Tensor, length: int) -> None:
+def _check_labels(name: str, labels: Tensor, rows: Tensor) -> None:
     if labels.dtype != torch.int64:
         raise TypeError(f"{name} must be int64, got {labels.dtype}")
-    if tuple(labels.shape) != (length,):
-        raise ValueError(f"{name} must have shape ({length},), got {tuple(labels.shape)}")
+    if labels.shape != rows.shape[:1]:
+        raise ValueError(f"{name} must have shape ({rows.shape[0]},), got {tuple(labels.shape)}")
+    _check_device(name, labels, rows)
+
+
+def _check_device(name: str, tensor: Tensor, other: Tensor) -> None:
+    if tensor.device != other.device:
+        raise ValueError(f"{name} is on {tensor.device} and the features are on {other.device}")
+
+
+def _full_precision(x: Tensor) -> AbstractContextManager[object]:
+    """Autocast off: logits at scale 100 would be off by tenths in half precision."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
+def _readable(tensor: Tensor) -> bool:
+    """Whether its values can be looked at without waiting for a device or breaking a trace."""
+    return tensor.device.type == "cpu" and not ops.watched(tensor) and not _transformed()
+
+
+def _transformed() -> bool:
+    """Whether a torch.func transform is under way."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.maybe_current_level() is not None

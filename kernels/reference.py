@@ -95,6 +95,9 @@ def bottleneck_adapter(
     return x + branch if residual else branch
 
 
+_IGNORE_NOTHING = torch.iinfo(torch.int64).min  # every target must be a class, also -100
+
+
 def cosine_logits(v: Tensor, w: Tensor, logit_scale: Tensor) -> Tensor:
     """(B, C) scaled cosine similarities of v (B, D) and w (C, D)."""
     return logit_scale * F.normalize(v, dim=-1) @ F.normalize(w, dim=-1).T
@@ -102,7 +105,7 @@ def cosine_logits(v: Tensor, w: Tensor, logit_scale: Tensor) -> Tensor:
 
 def cosine_cross_entropy(v: Tensor, w: Tensor, targets: Tensor, logit_scale: Tensor) -> Tensor:
     """Mean cross-entropy of the scaled cosine logits against class indices (Eq. 11)."""
-    return F.cross_entropy(cosine_logits(v, w, logit_scale), targets)
+    return F.cross_entropy(cosine_logits(v, w, logit_scale), targets, ignore_index=_IGNORE_NOTHING)
 
 
 def soft_target_kl(v: Tensor, w: Tensor, labels: Tensor, logit_scale: Tensor, target_scale: float) -> Tensor:

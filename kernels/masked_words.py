@@ -1,0 +1,135 @@
+"""The masked-word loss as a PyTorch operator for every device; ops.py says how operators are bound.
+
+The forward pass computes the gradients too, a few words at a time, so that the logits of all words are never alive
+together and no shape that depends on the number of masked words leaves the operator.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from . import native, native_losses
+from .ops import LIBRARY, watched
+
+IGNORE = -100  # target of a position that carries no masked word
+CHUNK = 2**23  # logits that are alive at a time
+
+
+class Result(NamedTuple):
+    """The loss and its gradients, each of size 0 where it was not asked for."""
+
+    total: Tensor  # 0-d, summed over the masked words
+    words: Tensor  # 0-d, how many those are
+    hidden: Tensor  # (N, D)
+    weight: Tensor  # (V, D)
+    bias: Tensor  # (V,)
+
+
+LIBRARY.define(
+    "masked_word_loss(Tensor hidden, Tensor weight, Tensor bias, Tensor targets, bool need_hidden, bool need_weight, "
+    "bool need_bias) -> (Tensor total, Tensor words, Tensor hidden, Tensor weight, Tensor bias)"
+)
+
+
+def _run(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    targets: Tensor,
+    need_hidden: bool,
+    need_weight: bool,
+    need_bias: bool,
+) -> Result:
+    places = (targets != IGNORE).nonzero().squeeze(1)
+    total = weight.new_zeros(())
+    d_hidden = torch.zeros_like(hidden) if need_hidden else hidden.new_empty(0)
+    d_weight, d_bias = (
+        torch.empty_like(parameter) if needed else parameter.new_empty(0)
+        for parameter, needed in ((weight, need_weight), (bias, need_bias))
+    )
+    # Without any masked word there is one empty part, whose products are zeros.
+    for number, part in enumerate(places.split(max(1, CHUNK // max(1, len(weight))))):
+        rows, words = hidden[part], targets[part]
+        logits = _logits(rows, weight, bias)
+        total += _softmax_minus_target(logits, words)
+        kept = 0 if number == 0 else 1  # of what is there already
+        if need_hidden:
+            d_hidden[part] = logits @ weight
+        if need_weight:
+            d_weight.addmm_(logits.t(), rows, beta=kept)
+        if need_bias:
+            d_bias.add_(logits.sum(0)) if kept else torch.sum(logits, 0, out=d_bias)
+    return Result(total, total.new_full((), places.numel()), d_hidden, d_weight, d_bias)
+
+
+def _logits(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    shape = (len(rows), len(weight))
+    if rows.device.type == "cpu":
+        logits = native.workspace("logits", shape, rows.dtype)
+    else:
+        logits = rows.new_empty(shape)
+    return torch.addmm(bias, rows, weight.t(), out=logits)
+
+
+def _softmax_minus_target(logits: Tensor, words: Tensor) -> Tensor | float:
+    """Turn logits (N, V) into softmax - [word = target]; return the summed cross-entropy."""
+    if logits.device.type == "cpu":
+        if native.extension is not None and logits.dtype == torch.float32:
+            return native_losses.softmax_minus_target(logits, words)
+        check_range(words, logits.shape[1])
+    log_sum = logits.logsumexp(1, keepdim=True)
+    total = (log_sum - logits.gather(1, words[:, None])).sum()
+    logits.sub_(log_sum).exp_()
+    logits.scatter_add_(1, words[:, None], logits.new_full((len(words), 1), -1))
+    return total
+
+
+def check_range(targets: Tensor, classes: int) -> None:
+    """ValueError where a target on the CPU is no class; elsewhere looking would wait for the device."""
+    if targets.numel() == 0:
+        return
+    for extreme in targets.aminmax():
+        if not 0 <= extreme < classes:
+            raise ValueError(f"targets must lie in [0, {classes}), got {int(extreme)}")
+
+
+def _fake(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, *needed: bool) -> Result:
+    gradients = (
+        torch.empty_like(tensor) if need else tensor.new_empty(0)
+        for tensor, need in zip((hidden, weight, bias), needed, strict=True)
+    )
+    return Result(weight.new_empty(()), weight.new_empty(()), *gradients)
+
+
+LIBRARY.impl("masked_word_loss", _run, "CompositeExplicitAutograd")
+torch.library.register_fake("m2clip::masked_word_loss", _fake, lib=LIBRARY)
+
+
+class _MaskedWordLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        run = torch.ops.m2clip.masked_word_loss if watched(hidden, weight, bias, targets) else _run
+        total, words, *gradients = run(hidden, weight, bias, targets, *ctx.needs_input_grad[:3])
+        ctx.save_for_backward(*gradients)
+        ctx.mark_non_differentiable(words)
+        return total, words
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, _: Any) -> Any:
+        needed = zip(ctx.saved_tensors, ctx.needs_input_grad[:3], strict=True)
+        return (*(saved * gradient if need else None for saved, need in needed), None)
+
+
+def masked_word_loss(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The summed loss, with its gradient, and the number of masked words.
+
+    Args:
+        hidden: (N, D). weight, bias: (V, D), (V,), of the same dtype, fp32 or fp64.
+        targets: (N,), IGNORE where no word is masked.
+    """
+    return _MaskedWordLoss.apply(hidden, weight, bias, targets)
