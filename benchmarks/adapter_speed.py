@@ -161,7 +161,7 @@ def measure_memory(problem: Problem, name: str) -> tuple[int | None, str]:
         return None, "CUDA graphs keep a pool of their own"
     if problem.device.type == "cpu" and problem.x.nbytes < SMALL_BYTES:
         return None, "too little to count in resident pages"
-    own = ["--device", problem.device.type, "--shapes", problem.case.name, "--memory-of", name]
+    own = ["--device", str(problem.device), "--shapes", problem.case.name, "--memory-of", name]
     found, reason = in_own_process([__file__, *sys.argv[1:], *own])
     return found.get("peak_bytes"), reason
 
@@ -210,6 +210,7 @@ def measure(case: Case, device: torch.device, args: argparse.Namespace) -> tuple
 def main() -> None:
     args = arguments()
     torch.set_num_threads(args.threads)
+    torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32 in every variant, as it is in matrix products by default
     device = torch.device(args.device)
     if args.memory_of:
         print(json.dumps({"peak_bytes": memory_of(args.memory_of, args.cases[0], device)}))

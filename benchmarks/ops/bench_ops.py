@@ -23,8 +23,6 @@ from m2clip import kernels
 
 # The operation on a backend, and its inputs that are differentiated.
 Made = tuple[Callable[[str], Tensor], list[Tensor]]
-    Callable[[str], Tensor], list[Tensor]
-]  # the operation on a backend, and its inputs that are differentiated
 
 
 def _ted(name: str, clips: int, grid: tuple[int, int], dim: int, width: int) -> Callable[[torch.device], Made]:
