@@ -1,0 +1,253 @@
+// The losses against softmax and logarithm written out in double precision.
+#include "../../csrc/losses.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+#include "check.h"
+
+namespace {
+
+struct Problem {
+    int64_t rows, columns;
+    double scale, gradient;
+    Values dots, row_inverse, column_inverse;
+
+    Problem(int64_t b, int64_t c)
+        : rows(b),
+          columns(c),
+          scale(14.25),
+          gradient(0.75),
+          dots(random_values<float>(b * c, 4)),
+          row_inverse(random_values<float>(b)),
+          column_inverse(random_values<float>(c)) {
+        for (double& value : row_inverse) value = static_cast<float>(fabs(value) + 0.1);
+        for (double& value : column_inverse) value = static_cast<float>(fabs(value) + 0.1);
+    }
+    double cosine(int64_t i, int64_t c) const { return dots[i * columns + c] * row_inverse[i] * column_inverse[c]; }
+    double logit(int64_t i, int64_t c) const { return scale * cosine(i, c); }
+};
+
+double log_sum_exp(const Values& logits) {
+    double most = -INFINITY, sum = 0;
+    for (double logit : logits) most = std::max(most, logit);
+    for (double logit : logits) sum += exp(logit - most);
+    return most + log(sum);
+}
+
+Values row_log_sums(const Problem& p) {
+    Values sums(p.rows);
+    for (int64_t i = 0; i < p.rows; ++i) {
+        Values logits(p.columns);
+        for (int64_t c = 0; c < p.columns; ++c) logits[c] = p.logit(i, c);
+        sums[i] = log_sum_exp(logits);
+    }
+    return sums;
+}
+
+Values column_log_sums(const Problem& p) {
+    Values sums(p.columns);
+    for (int64_t c = 0; c < p.columns; ++c) {
+        Values logits(p.rows);
+        for (int64_t i = 0; i < p.rows; ++i) logits[i] = p.logit(i, c);
+        sums[c] = log_sum_exp(logits);
+    }
+    return sums;
+}
+
+// What the loss's gradient of every logit makes of dots, lengths and scale.
+std::vector<Expected> slopes(const Problem& p, const Values& per_logit) {
+    Values slopes(p.rows * p.columns), row_pull(p.rows), column_pull(p.columns), scale(1);
+    for (int64_t i = 0; i < p.rows; ++i) {
+        for (int64_t c = 0; c < p.columns; ++c) {
+            const double slope = per_logit[i * p.columns + c], share = slope * p.cosine(i, c);
+            slopes[i * p.columns + c] = slope * p.scale * p.row_inverse[i] * p.column_inverse[c];
+            row_pull[i] -= p.scale * share * p.row_inverse[i] * p.row_inverse[i];
+            column_pull[c] -= p.scale * share * p.column_inverse[c] * p.column_inverse[c];
+            scale[0] += share;
+        }
+    }
+    return {{"slopes", slopes, 2e-5},
+            {"row_pull", row_pull, 2e-5},
+            {"column_pull", column_pull, 2e-5},
+            {"scale", scale, 1e-4}};
+}
+
+// The problem and room for its gradients, in memory of their own.
+struct Memory {
+    const Problem& p;
+    Buffer<float> dots, row_inverse, column_inverse, scale, gradient, slopes, row_pull, column_pull, scale_gradient;
+
+    explicit Memory(const Problem& problem)
+        : p(problem),
+          dots(p.dots),
+          row_inverse(p.row_inverse),
+          column_inverse(p.column_inverse),
+          scale(Values{p.scale}),
+          gradient(Values{p.gradient}),
+          slopes(p.dots.size()),
+          row_pull(p.rows),
+          column_pull(p.columns),
+          scale_gradient(1) {}
+    CosineProblem problem() const {
+        return {p.rows, p.columns, dots.data(), row_inverse.data(), column_inverse.data(), scale.data()};
+    }
+    CosineGradients gradients() const {
+        return {slopes.data(), row_pull.data(), column_pull.data(), scale_gradient.data()};
+    }
+    std::vector<Values> found() const {
+        return {slopes.values(), row_pull.values(), column_pull.values(), scale_gradient.values()};
+    }
+};
+
+std::unique_ptr<int64_t[]> copy_of(const std::vector<int64_t>& values) {
+    std::unique_ptr<int64_t[]> copy(new int64_t[values.size()]);
+    std::copy(values.begin(), values.end(), copy.get());
+    return copy;
+}
+
+void check_cross_entropy(int64_t rows, int64_t columns) {
+    const Problem p(rows, columns);
+    std::vector<int64_t> targets(rows);
+    for (int64_t& target : targets) target = random_bits() % columns;
+    const Values log_sums = row_log_sums(p);
+    Values loss(1), per_logit(rows * columns);
+    for (int64_t i = 0; i < rows; ++i) {
+        loss[0] += (log_sums[i] - p.logit(i, targets[i])) / static_cast<double>(rows);
+        for (int64_t c = 0; c < columns; ++c) {
+            const double share = exp(p.logit(i, c) - log_sums[i]) - (c == targets[i]);
+            per_logit[i * columns + c] = p.gradient / static_cast<double>(rows) * share;
+        }
+    }
+    const std::string where = "cross-entropy " + std::to_string(rows) + "x" + std::to_string(columns);
+    check(where, {{"loss", loss, 1e-5}, {"row_log_sum", log_sums, 1e-5}}, [&](int threads) {
+        const Memory memory(p);
+        const Buffer<float> to(1), sums(rows);
+        run_cross_entropy_forward(memory.problem(), copy_of(targets).get(), to.data(), sums.data(), threads);
+        return std::vector<Values>{to.values(), sums.values()};
+    });
+    check(where + ", backward", slopes(p, per_logit), [&](int threads) {
+        const Memory memory(p);
+        const Buffer<float> sums(log_sums);
+        run_cross_entropy_backward(memory.problem(), copy_of(targets).get(), sums.data(), memory.gradient.data(),
+                                   memory.gradients(), threads);
+        return memory.found();
+    });
+}
+
+void check_soft_target(int64_t rows, uint32_t classes) {
+    const Problem p(rows, rows);
+    const double target_scale = 10;
+    std::vector<int64_t> labels(rows);
+    for (int64_t& label : labels) label = static_cast<int64_t>(random_bits() % classes) * 1000 - 7;
+    const Values row_sums = row_log_sums(p), column_sums = column_log_sums(p);
+    Values target_log_sums(rows), loss(1), per_logit(rows * rows);
+    const auto same = [&](int64_t i, int64_t j) { return labels[i] == labels[j] ? target_scale : 0.0; };
+    for (int64_t i = 0; i < rows; ++i) {
+        Values row(rows);
+        for (int64_t j = 0; j < rows; ++j) row[j] = same(i, j);
+        target_log_sums[i] = log_sum_exp(row);
+    }
+    const double share = 1 / (2.0 * static_cast<double>(rows));
+    for (int64_t i = 0; i < rows; ++i) {
+        for (int64_t j = 0; j < rows; ++j) {
+            const double row_target = same(i, j) - target_log_sums[i], column_target = same(i, j) - target_log_sums[j];
+            const double row = p.logit(i, j) - row_sums[i], column = p.logit(i, j) - column_sums[j];
+            loss[0] += share * (exp(row_target) * (row_target - row) + exp(column_target) * (column_target - column));
+            per_logit[i * rows + j] =
+                p.gradient * share * (exp(row) - exp(row_target) + exp(column) - exp(column_target));
+        }
+    }
+    const std::string where = "soft targets " + std::to_string(rows);
+    const std::vector<Expected> expected = {
+        {"loss", loss, 1e-5}, {"row_log_sum", row_sums, 1e-5}, {"column_log_sum", column_sums, 1e-5}};
+    check(where, expected, [&](int threads) {
+        const Memory memory(p);
+        const Buffer<float> to(1), of_rows(rows), of_columns(rows);
+        run_soft_target_forward(memory.problem(), copy_of(labels).get(), target_scale, to.data(), of_rows.data(),
+                                of_columns.data(), threads);
+        return std::vector<Values>{to.values(), of_rows.values(), of_columns.values()};
+    });
+    check(where + ", backward", slopes(p, per_logit), [&](int threads) {
+        const Memory memory(p);
+        const Buffer<float> of_rows(row_sums), of_columns(column_sums);
+        run_soft_target_backward(memory.problem(), copy_of(labels).get(), target_scale, of_rows.data(),
+                                 of_columns.data(), memory.gradient.data(), memory.gradients(), threads);
+        return memory.found();
+    });
+}
+
+void check_softmax_minus_target(int64_t rows, int64_t columns) {
+    const Values logits = random_values<float>(rows * columns, 20);
+    std::vector<int64_t> targets(rows);
+    Values result(rows * columns), loss(1);
+    for (int64_t i = 0; i < rows; ++i) {
+        targets[i] = random_bits() % columns;
+        const Values row(logits.begin() + i * columns, logits.begin() + (i + 1) * columns);
+        const double log_sum = log_sum_exp(row);
+        loss[0] += log_sum - row[targets[i]];
+        for (int64_t c = 0; c < columns; ++c) result[i * columns + c] = exp(row[c] - log_sum) - (c == targets[i]);
+    }
+    const std::string where = "softmax minus target " + std::to_string(rows) + "x" + std::to_string(columns);
+    check(where, {{"result", result, 1e-5}, {"loss", loss, 1e-5}}, [&](int threads) {
+        const Buffer<float> data(logits);
+        const double sum = run_softmax_minus_target(data.data(), rows, columns, copy_of(targets).get(), threads);
+        return std::vector<Values>{data.values(), {sum}};
+    });
+}
+
+// Rows of `size` values, `gap` unused ones between them; the last row has none behind it.
+void check_inverse_lengths(int64_t rows, int64_t size, int64_t gap) {
+    const int64_t stride = size + gap;
+    Values x = random_values<float>(rows * stride - gap), inverse(rows);
+    for (int64_t c = 0; c < size; ++c) x[c] = 0;  // a row without length
+    for (int64_t i = 0; i < rows; ++i) {
+        double sum = 0;
+        for (int64_t c = 0; c < size; ++c) sum += x[i * stride + c] * x[i * stride + c];
+        inverse[i] = 1 / std::max(sqrt(sum), 1e-12);
+    }
+    // In logarithms, as the first is 10^12 and the others are near 1.
+    const auto logarithms = [](Values values) {
+        for (double& value : values) value = log(value);
+        return values;
+    };
+    const std::string where = "inverse lengths " + std::to_string(rows) + "x" + std::to_string(size);
+    check(where, {{"out", logarithms(inverse), 1e-6}}, [&](int threads) {
+        const Buffer<float> in(x), out(rows);
+        run_inverse_lengths(in.data(), rows, size, stride, out.data(), threads);
+        return std::vector<Values>{logarithms(out.values())};
+    });
+}
+
+void check_refused_targets() {
+    for (const int64_t target : {-1, 3}) {
+        const Buffer<float> logits(Values(6, 0.5));
+        const std::vector<int64_t> targets = {0, target};
+        ++comparisons;
+        try {
+            run_softmax_minus_target(logits.data(), 2, 3, copy_of(targets).get(), 1);
+            fail("softmax minus target", "a target that is no class is not refused");
+        } catch (const std::invalid_argument&) {
+        }
+    }
+}
+
+}  // namespace
+
+void check_losses() {
+    // Large ones are shared among threads, and are several blocks wide and high.
+    check_cross_entropy(1, 1);
+    check_cross_entropy(5, 37);
+    check_cross_entropy(70, 300);
+    check_cross_entropy(260, 257);
+    check_soft_target(1, 1);
+    check_soft_target(13, 4);
+    check_soft_target(260, 9);
+    check_softmax_minus_target(1, 1);
+    check_softmax_minus_target(7, 45);
+    check_softmax_minus_target(50, 1500);
+    check_inverse_lengths(3, 5, 0);
+    check_inverse_lengths(4, 90, 3);
+    check_inverse_lengths(300, 250, 1);
+    check_refused_targets();
+}
