@@ -34,6 +34,10 @@ struct Bands {
     }
 };
 
+int useful_threads(const MixerShape& s, int threads) {
+    return threads_for(threads, s.clips * s.frames * s.tokens * s.columns);
+}
+
 std::vector<float> tap_major(const float* weight, int64_t width, int64_t taps) {
     if (!weight) return {};
     std::vector<float> turned(width * taps);
@@ -80,6 +84,7 @@ void run_mixer_forward(const MixerShape& shape, const MixerParameters& parameter
     const TurnedWeights turned(shape, parameters);
     const MixerForward<T> args{shape, turned.weights, h, u};
     const Bands bands(shape);
+    threads = useful_threads(shape, threads);
     std::vector<float> scratch(mixer_scratch(shape) * threads);
     auto run = [&](int thread, int64_t task) {
         kernels<T>().mixer_forward(args, bands.task(task), scratch.data() + thread * mixer_scratch(shape));
@@ -93,6 +98,7 @@ void run_mixer_backward(const MixerShape& shape, const MixerParameters& paramete
     const TurnedWeights turned(shape, parameters);
     const MixerBackward<T> args{shape, turned.weights, h, du, u, dh};
     const Bands bands(shape);
+    threads = useful_threads(shape, threads);
     std::vector<float> scratch(mixer_scratch(shape) * threads);
     const auto sums =
         sum_over_tasks(threads, bands.tasks(), MixerSums::rows * shape.width, [&](int thread, int64_t task, float* own) {

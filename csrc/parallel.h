@@ -18,6 +18,13 @@ void parallel(int threads, int64_t tasks, F& function) {
         &function);
 }
 
+// Fewer threads where there is little to do: waking one costs about as much as going over this many values.
+inline int threads_for(int threads, int64_t values) {
+    constexpr int64_t worth_a_thread = 32768;
+    const int64_t most = values / worth_a_thread + 1;
+    return most < threads ? static_cast<int>(most) : threads;
+}
+
 // Threads of the OpenMP runtime that the process already runs: `library` is a loaded library that depends on it. A
 // second runtime beside it would spin for the same cores. Returns whether one was found; without it, threads are
 // started for every call.

@@ -16,13 +16,14 @@ void run_add_bias(const T* x, const float* class_bias, const float* patch_bias, 
         if (class_token) kernels<T>().add_bias(x + at, class_bias, out + at, 1, columns);
         kernels<T>().add_bias(x + at + first, patch_bias, out + at + first, tokens - class_token, columns);
     };
-    parallel(threads, frames, run);
+    parallel(threads_for(threads, frames * tokens * columns), frames, run);
 }
 
 template <typename T>
 void run_copy_and_sum(const T* x, T* out, float* class_sums, float* patch_sums, int64_t frames, int64_t tokens,
                       bool class_token, int64_t columns, int threads) {
-    const auto sums = sum_over_tasks(threads, frames, 2 * columns, [&](int, int64_t frame, float* own) {
+    const int useful = threads_for(threads, frames * tokens * columns);
+    const auto sums = sum_over_tasks(useful, frames, 2 * columns, [&](int, int64_t frame, float* own) {
         const int64_t at = frame * tokens * columns, rest = at + class_token * columns;
         if (class_token) kernels<T>().copy_and_sum(x + at, out ? out + at : nullptr, own, 1, columns);
         kernels<T>().copy_and_sum(x + rest, out ? out + rest : nullptr, own + columns, tokens - class_token, columns);
@@ -37,14 +38,15 @@ void run_activation(Activation kind, const T* h, T* g, int64_t rows, int64_t col
         const int64_t first = block * row_block, count = std::min(row_block, rows - first);
         kernels<T>().activation_forward(kind, h + first * columns, g + first * columns, count * columns);
     };
-    parallel(threads, (rows + row_block - 1) / row_block, run);
+    parallel(threads_for(threads, rows * columns), (rows + row_block - 1) / row_block, run);
 }
 
 template <typename T>
 void run_activation_backward(Activation kind, const T* h, const T* dg, T* g, T* dh, float* sums, int64_t rows,
                              int64_t columns, int threads) {
     const int64_t blocks = (rows + row_block - 1) / row_block;
-    const auto total = sum_over_tasks(threads, blocks, columns, [&](int, int64_t block, float* own) {
+    const int useful = threads_for(threads, rows * columns);
+    const auto total = sum_over_tasks(useful, blocks, columns, [&](int, int64_t block, float* own) {
         const int64_t first = block * row_block, count = std::min(row_block, rows - first), at = first * columns;
         kernels<T>().activation_backward(kind, h + at, dg + at, g ? g + at : nullptr, dh + at, own, count, columns);
     });
