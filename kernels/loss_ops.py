@@ -5,11 +5,13 @@ Features are fp32, (B, D) of the videos and (C, D) of the texts; functional.py h
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.flop_counter import register_flop_formula
 
 from . import native_losses
 from .native_losses import Cosines, Slopes
@@ -90,66 +92,76 @@ def _slopes_fake(gradient: Tensor, dots: Tensor, v_inverse: Tensor, w_inverse: T
     return Slopes(*(torch.empty_like(tensor) for tensor in (dots, v_inverse, w_inverse, gradient)))
 
 
-for _name, _forward, _fake, _backward in (
-    ("cosine_cross_entropy", _cross_entropy, _cross_entropy_fake, _cross_entropy_backward),
-    ("soft_target_kl", _soft_target, _soft_target_fake, _soft_target_backward),
-):
-    LIBRARY.impl(_name, _forward, "CPU")
-    LIBRARY.impl(f"{_name}_backward", _backward, "CPU")
-    torch.library.register_fake(f"m2clip::{_name}", _fake, lib=LIBRARY)
-    torch.library.register_fake(f"m2clip::{_name}_backward", _slopes_fake, lib=LIBRARY)
+@register_flop_formula([torch.ops.m2clip.cosine_cross_entropy, torch.ops.m2clip.soft_target_kl])
+def _flops(v: Any, w: Any, *rest: Any, **_: Any) -> int:
+    return 2 * v[0] * w[0] * v[1]  # of shapes; the backward pass's products are torch's own
 
 
-class _CosineCrossEntropy(torch.autograd.Function):
+def _context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    v, w, labels, logit_scale, *ctx.options = inputs
+    ctx.save_for_backward(v, w, *output[1:], labels, logit_scale)
+
+
+def _gradients(ctx: Any, run: Callable[..., Any], gradient: Tensor) -> tuple[Tensor | None, ...]:
+    """Gradients of the operator's arguments; `run` is its backward pass."""
+    v, w, *saved = ctx.saved_tensors
+    need_v, need_w = ctx.needs_input_grad[-4 - len(ctx.options) :][:2]
+    slopes = Slopes(*run(gradient, *saved, *ctx.options))
+    dv = torch.mul(v, slopes.v_pull[:, None]).addmm_(slopes.dots, w) if need_v else None
+    dw = torch.mul(w, slopes.w_pull[:, None]).addmm_(slopes.dots.t(), v) if need_w else None
+    return dv, dw, None, slopes.logit_scale, *[None] * len(ctx.options)
+
+
+class _Loss(NamedTuple):
+    name: str
+    forward: Callable[..., tuple[Tensor, ...]]
+    backward: Callable[..., Slopes]
+    fake: Callable[..., tuple[Tensor, ...]]
+
+    def register(self) -> _Loss:
+        operator, backward = f"m2clip::{self.name}", getattr(torch.ops.m2clip, f"{self.name}_backward")
+        LIBRARY.impl(self.name, self.forward, "CPU")
+        LIBRARY.impl(f"{self.name}_backward", self.backward, "CPU")
+        torch.library.register_fake(operator, self.fake, lib=LIBRARY)
+        torch.library.register_fake(f"{operator}_backward", _slopes_fake, lib=LIBRARY)
+        # Only the loss is differentiable; the other outputs are what the backward pass needs.
+        torch.library.register_autograd(
+            operator, lambda ctx, loss, *rest: _gradients(ctx, backward, loss), setup_context=_context, lib=LIBRARY
+        )
+        return self
+
+    def __call__(self, *inputs: Any) -> Tensor:
+        tensors = [value for value in inputs if isinstance(value, Tensor)]
+        if watched(*tensors):
+            return getattr(torch.ops.m2clip, self.name)(*inputs)[0]
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+            return _Eager.apply(self, *inputs)
+        return self.forward(*inputs)[0]
+
+
+class _Eager(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, v: Tensor, w: Tensor, targets: Tensor, logit_scale: Tensor) -> Tensor:
-        run = torch.ops.m2clip.cosine_cross_entropy if watched(v, w, targets, logit_scale) else _cross_entropy
-        loss, *saved = run(v, w, targets, logit_scale)
-        ctx.save_for_backward(v, w, *saved, targets, logit_scale)
-        return loss
+    def forward(ctx: Any, loss: _Loss, *inputs: Any) -> Tensor:
+        output = loss.forward(*inputs)
+        _context(ctx, inputs, output)
+        ctx.loss = loss
+        return output[0]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        v, w, *saved = ctx.saved_tensors
-        run = torch.ops.m2clip.cosine_cross_entropy_backward if watched(gradient, v, w) else _cross_entropy_backward
-        slopes = Slopes(*run(gradient, *saved))
-        dv, dw = _feature_gradients(slopes, v, w, ctx.needs_input_grad)
-        return dv, dw, None, slopes.logit_scale
+        return None, *_gradients(ctx, ctx.loss.backward, gradient)
 
 
-class _SoftTargetKL(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, v: Tensor, w: Tensor, labels: Tensor, logit_scale: Tensor, target_scale: float) -> Tensor:
-        run = torch.ops.m2clip.soft_target_kl if watched(v, w, labels, logit_scale) else _soft_target
-        loss, *saved = run(v, w, labels, logit_scale, target_scale)
-        ctx.save_for_backward(v, w, *saved, labels, logit_scale)
-        ctx.target_scale = target_scale
-        return loss
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        v, w, *saved = ctx.saved_tensors
-        run = torch.ops.m2clip.soft_target_kl_backward if watched(gradient, v, w) else _soft_target_backward
-        slopes = Slopes(*run(gradient, *saved, ctx.target_scale))
-        dv, dw = _feature_gradients(slopes, v, w, ctx.needs_input_grad)
-        return dv, dw, None, slopes.logit_scale, None
-
-
-def _feature_gradients(
-    slopes: Slopes, v: Tensor, w: Tensor, needed: tuple[bool, ...]
-) -> tuple[Tensor | None, Tensor | None]:
-    dv = torch.mul(v, slopes.v_pull[:, None]).addmm_(slopes.dots, w) if needed[0] else None
-    dw = torch.mul(w, slopes.w_pull[:, None]).addmm_(slopes.dots.t(), v) if needed[1] else None
-    return dv, dw
+_CROSS_ENTROPY = _Loss("cosine_cross_entropy", _cross_entropy, _cross_entropy_backward, _cross_entropy_fake).register()
+_SOFT_TARGET = _Loss("soft_target_kl", _soft_target, _soft_target_backward, _soft_target_fake).register()
 
 
 def cosine_cross_entropy(v: Tensor, w: Tensor, targets: Tensor, logit_scale: Tensor) -> Tensor:
     """The operator with its gradient."""
-    return _CosineCrossEntropy.apply(v, w, targets, logit_scale)
+    return _CROSS_ENTROPY(v, w, targets, logit_scale)
 
 
 def soft_target_kl(v: Tensor, w: Tensor, labels: Tensor, logit_scale: Tensor, target_scale: float) -> Tensor:
     """The operator with its gradient."""
-    return _SoftTargetKL.apply(v, w, labels, logit_scale, target_scale)
+    return _SOFT_TARGET(v, w, labels, logit_scale, target_scale)

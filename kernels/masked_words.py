@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.flop_counter import register_flop_formula
 
 from . import native, native_losses
 from .ops import LIBRARY, watched
 
 IGNORE = -100  # target of a position that carries no masked word
-CHUNK = 2**23  # logits that are alive at a time
+CHUNK = 2**24  # logits that are alive at a time
 
 
 class Result(NamedTuple):
@@ -105,24 +106,48 @@ def _fake(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, *needed
     return Result(weight.new_empty(()), weight.new_empty(()), *gradients)
 
 
-LIBRARY.impl("masked_word_loss", _run, "CompositeExplicitAutograd")
+@register_flop_formula(torch.ops.m2clip.masked_word_loss)
+def _flops(hidden: Any, weight: Any, bias: Any, targets: Any, *needed: bool, **_: Any) -> int:
+    # Shapes tell no number of masked words: as many as if all were.
+    return 2 * hidden[0] * weight[0] * weight[1] * (1 + sum(needed[:2]))
+
+
+# The products write into given memory, which autograd's bookkeeping forbids even where nothing is recorded.
+LIBRARY.impl("masked_word_loss", torch.no_grad()(_run), "CompositeExplicitAutograd")
 torch.library.register_fake("m2clip::masked_word_loss", _fake, lib=LIBRARY)
 
 
-class _MaskedWordLoss(torch.autograd.Function):
+def _context(ctx: Any, inputs: tuple[Any, ...], output: Result) -> None:
+    ctx.save_for_backward(*output[2:])
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx: Any, gradient: Tensor | None) -> list[Tensor | None]:
+    """Of hidden, weight and bias."""
+    needed = zip(ctx.saved_tensors, ctx.needs_input_grad[:3], strict=True)
+    return [saved * gradient if need and gradient is not None else None for saved, need in needed]
+
+
+torch.library.register_autograd(
+    "m2clip::masked_word_loss",
+    lambda ctx, total, *rest: (*_gradients(ctx, total), *[None] * 4),
+    setup_context=_context,
+    lib=LIBRARY,
+)
+
+
+class _Eager(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        run = torch.ops.m2clip.masked_word_loss if watched(hidden, weight, bias, targets) else _run
-        total, words, *gradients = run(hidden, weight, bias, targets, *ctx.needs_input_grad[:3])
-        ctx.save_for_backward(*gradients)
-        ctx.mark_non_differentiable(words)
-        return total, words
+    def forward(ctx: Any, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        output = _run(*inputs, *ctx.needs_input_grad[:3])
+        _context(ctx, inputs, output)
+        ctx.mark_non_differentiable(output.words)
+        return output.total, output.words
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor, _: Any) -> Any:
-        needed = zip(ctx.saved_tensors, ctx.needs_input_grad[:3], strict=True)
-        return (*(saved * gradient if need else None for saved, need in needed), None)
+    def backward(ctx: Any, gradient: Tensor | None, _: Any) -> Any:
+        return *_gradients(ctx, gradient), None
 
 
 def masked_word_loss(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,4 +157,8 @@ def masked_word_loss(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tens
         hidden: (N, D). weight, bias: (V, D), (V,), of the same dtype, fp32 or fp64.
         targets: (N,), IGNORE where no word is masked.
     """
-    return _MaskedWordLoss.apply(hidden, weight, bias, targets)
+    inputs = (hidden, weight, bias, targets)
+    needed = [torch.is_grad_enabled() and tensor.requires_grad for tensor in inputs[:3]]
+    if watched(*inputs):
+        return torch.ops.m2clip.masked_word_loss(*inputs, *needed)[:2]
+    return _Eager.apply(*inputs) if any(needed) else _run(*inputs, *needed)[:2]
