@@ -61,4 +61,4 @@ def show(result: Mapping[str, Any]) -> None:
         print_line(f"{name}: not run, {reason}")
     for reason in sorted(set(result["memory_unknown"].values())):
         names = [name for name, other in result["memory_unknown"].items() if other == reason]
-        print_line(f"memory of {', '.join(names)}: {reason}")
+        print_line(f"memory of {', '.join(names) if result['peak_memory_bytes'] else 'all'}: not measured, {reason}")

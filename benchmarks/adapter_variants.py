@@ -18,7 +18,7 @@ from m2clip.kernels import BranchWeights, TEDWeights
 AUTHORS = "authors eager"
 AUTHORS_NO_CUDNN = "authors no cuDNN"
 AUTHORS_COMPILED = "authors compiled"
-AUTHORS_AUTOTUNED = "authors max-autotune"
+AUTHORS_AUTOTUNED = "authors autotuned"
 SHIFT_AND_ADD = "shift-add compiled"
 COMPILED = (AUTHORS_COMPILED, AUTHORS_AUTOTUNED, SHIFT_AND_ADD)
 PASSES = ("forward", "forward+backward")

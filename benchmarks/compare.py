@@ -49,11 +49,14 @@ def read(path: Path) -> Results:
     if not isinstance(content, dict):
         raise NotComparable(f"{path} is not a benchmark's result: it holds no JSON object")
     if isinstance(content.get("benchmarks"), list) and isinstance(content.get("machine_info"), dict):
-        machine = content["machine_info"]
-        device = machine.get("cpu", {}).get("brand_raw") or machine.get("processor") or machine.get("machine", "")
+        machine = content["machine_info"].get("cpu", {}).get("brand_raw", "")
         try:
+            # Our own suite tells the device, with the number of threads.
+            device = ", ".join(
+                sorted({each.get("extra_info", {}).get("device", machine) for each in content["benchmarks"]})
+            )
             leaves = [((each["fullname"], "seconds"), each["stats"]["median"]) for each in content["benchmarks"]]
-        except (KeyError, TypeError):
+        except (KeyError, TypeError, AttributeError):
             raise NotComparable(f"{path}: a benchmark in it lacks its name or its median") from None
         return Results("pytest-benchmark", device, {}, _numbers(path, leaves))
     if not (isinstance(content.get("benchmark"), str) and isinstance(content.get("device"), str)):

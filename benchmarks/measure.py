@@ -91,7 +91,9 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     match = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-    return f"{match[1].strip() if match else platform.processor()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    name = match[1].strip() if match else platform.processor()
+    return f"{name}, {threads} thread{'' if threads == 1 else 's'}"
 
 
 def write_results(name: str, device: torch.device, content: dict[str, Any], folder: Path | None = None) -> Path:

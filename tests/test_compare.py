@@ -162,6 +162,8 @@ def test_pytest_benchmark_files(tmp_path: Path) -> None:
     assert "+20.0 %" in done.stdout
     assert call(tmp_path, slower, run).returncode == 0
     assert call(tmp_path, run, RUN).returncode == 2
+    elsewhere = {**run["benchmarks"][0], "extra_info": {"device": "some CPU, 1 thread"}}
+    assert "different devices" in call(tmp_path, run, {**run, "benchmarks": [elsewhere]}).stderr
     broken = call(tmp_path, run, {**run, "benchmarks": [{"name": "bench[x]"}]})
     assert (broken.returncode, broken.stderr.count("\n")) == (2, 1)
 
