@@ -27,8 +27,12 @@ std::vector<float> sum_over_tasks(int threads, int64_t tasks, int64_t size, F fu
         for (int64_t task = tasks * group / groups; task < end; ++task) function(thread, task, sums.data() + group * size);
     };
     parallel(threads, groups, run);
-    for (int64_t group = 1; group < groups; ++group) {
-        for (int64_t c = 0; c < size; ++c) sums[c] += sums[group * size + c];
+    // In pairs, which loses fewer digits than one after the other.
+    for (int64_t step = 1; step < groups; step *= 2) {
+        for (int64_t group = 0; group + step < groups; group += 2 * step) {
+            float *into = sums.data() + group * size, *from = into + step * size;
+            for (int64_t c = 0; c < size; ++c) into[c] += from[c];
+        }
     }
     sums.resize(size);
     return sums;

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parent
+BUILD = SOURCE.parent / "build" / "native" / sysconfig.get_config_var("SOABI")
 NOTE = "_native_missing.txt"
 COMPILERS = ("g++", "clang++", "c++")  # looked for in this order where CXX is not set
 FLAGS = ("-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi")
@@ -125,8 +126,7 @@ def _module_flags(compiler: Compiler) -> tuple[str, ...]:
 def build_module() -> Path:
     """The extension module, compiled where it is not up to date; raises CannotBuild."""
     compiler = find_compiler()
-    folder = SOURCE.parent / "build" / "native" / sysconfig.get_config_var("SOABI")
-    return run_ninja(folder, compiler, kernel_units(compiler, module=True), "_native.so", FLAGS, ("-shared",))
+    return run_ninja(BUILD, compiler, kernel_units(compiler, module=True), "_native.so", FLAGS, ("-shared",))
 
 
 def place(module: Path, wanted: str = os.environ.get("M2CLIP_NATIVE", "")) -> None:

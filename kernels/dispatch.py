@@ -1,6 +1,6 @@
 """Which backend runs an operation, and why.
 
-``backend="auto"`` takes the fastest one that has been measured to pay on the device; a backend that is asked for by name
+``backend="auto"`` takes the fastest one that has been measured to pay on the device; a backend asked for by name
 runs, or the reason why it cannot is raised.
 """
 

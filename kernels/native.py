@@ -44,6 +44,11 @@ def workspace(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return kept[:size].view(shape)
 
 
+def forget_workspaces() -> None:
+    """Give back the memory that this thread's calls have kept."""
+    _local.__dict__.clear()
+
+
 class Mixer:
     """Everything between the two projections of a TED-Adapter, for given convolution weights.
 
