@@ -71,9 +71,20 @@ float sum_squares(const float* x, int64_t size) {
     return rest.total();
 }
 
+// A product as it is stored, never as part of a fused multiply-add: a logit is then the same number wherever it is
+// computed, and the softmax of a row that one class has to itself is exactly 1. (Clang fuses across no function.)
+template <int N>
+inline Vec<N> product(Vec<N> a, Vec<N> b) {
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
+    return __builtin_assoc_barrier(a * b);
+#else
+    return a * b;
+#endif
+}
+
 template <int N>
 inline Vec<N> logit_at(const CosineLogits& l, const float* dots, float factor, int64_t c) {
-    return load<N>(dots + c) * (factor * load<N>(l.column_inverse + c));
+    return product<N>(load<N>(dots + c), factor * load<N>(l.column_inverse + c));
 }
 
 float row_log_sum(const CosineLogits& l, int64_t row) {
@@ -140,9 +151,10 @@ void cosine_slopes(const CosineLogits& l, const LogitBlock& block, const CosineS
             const Vec<N> inverse = l.row_inverse[i] * load<N>(l.column_inverse + c);
             const Vec<N> cosine = load<N>(dots + c) * inverse;
             const Vec<N> slope = gradient.template operator()<N>(i, c, logit_at<N>(l, dots, l.factor(i), c));
+            const Vec<N> share = product<N>(slope, cosine);
             store<N>(slopes + c, slope * (l.scale * inverse));
-            sum.add<N>(slope * cosine);
-            add_to<N>(out.column_sums + c, slope * cosine);
+            sum.add<N>(share);
+            add_to<N>(out.column_sums + c, share);
         });
         out.row_sums[i] = sum.total();
     }
@@ -157,8 +169,8 @@ void cross_entropy_slopes(const CosineLogits& l, const CrossEntropySlope& slope,
         const int64_t c = slope.targets[i];
         if (c < block.first_column || c >= block.end_column) continue;
         const float inverse = l.row_inverse[i] * l.column_inverse[c];
-        const float share = slope.weight * (l.dots[i * l.columns + c] * inverse);
-        out.slopes[i * l.columns + c] -= slope.weight * (l.scale * inverse);
+        const float share = product<1>(splat<1>(slope.weight), splat<1>(l.dots[i * l.columns + c] * inverse))[0];
+        out.slopes[i * l.columns + c] -= product<1>(splat<1>(slope.weight), splat<1>(l.scale * inverse))[0];
         out.row_sums[i] -= share;
         out.column_sums[c] -= share;
     }
