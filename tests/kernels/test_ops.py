@@ -1,0 +1,144 @@
+"""The adapters as operators: opcheck, torch.compile, torch.export, checkpointing, CUDA-free dispatch modes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import m2clip
+from m2clip import kernels
+from m2clip.kernels import native
+from m2clip.kernels.operands import Branches
+
+pytestmark = pytest.mark.skipif(native.extension is None, reason=f"no compiled extension: {native.MISSING}")
+
+LAYOUTS = {
+    "both": {},
+    "shared": {"shared_projection": True},
+    "temporal": {"difference": False},
+    "difference": {"temporal": False},
+    "sequential": {"sequential": True},
+}
+
+
+class Adapters(nn.Module):
+    """One adapter of either kind, with random weights, as a model would call them."""
+
+    def __init__(self, **layout) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.visual = m2clip.TEDAdapter(12, 8, 2, **layout)
+        self.text = m2clip.adapters.TextAdapter(12, 8)
+        for parameter in self.parameters():
+            nn.init.normal_(parameter, std=0.3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.text(self.visual(x))
+
+
+def results(model, x: Tensor, parameters) -> list[Tensor]:
+    """Output and gradients, to the input and to all parameters."""
+    x = x.detach().requires_grad_()
+    y = model(x)
+    return [y.detach(), *torch.autograd.grad(y.square().sum(), [x, *parameters])]
+
+
+def assert_equal(ours: list[Tensor], theirs: list[Tensor]) -> None:
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("layout", ["both", "shared", "temporal", "difference"])
+def test_opcheck_of_ted_adapter(layout):
+    branches = Branches.of(Adapters(**LAYOUTS[layout]).visual.weights(), torch.float32)
+    x = torch.randn(4, 5, 12, requires_grad=True)
+    options = (2, [2, 2], True, True)
+    for keep in (True, False):
+        torch.library.opcheck(torch.ops.m2clip.ted_adapter.default, (x, *branches, *options, keep))
+    plain = [[tensor.detach() for tensor in part] for part in branches]
+    y, h = torch.ops.m2clip.ted_adapter(x.detach(), *plain, *options, True)
+    for needs in ((True, True), (True, False), (False, True)):
+        args = (y, x.detach(), h, *plain, *options, *needs)
+        torch.library.opcheck(torch.ops.m2clip.ted_adapter_backward.default, args)
+
+
+def test_opcheck_of_bottleneck_adapter():
+    text = Adapters().text
+    weights = [text.down.weight, text.down.bias, text.up.weight, text.up.bias]
+    x = torch.randn(6, 12, requires_grad=True)
+    for keep in (True, False):
+        torch.library.opcheck(torch.ops.m2clip.bottleneck_adapter.default, (x, weights, "gelu", 0.5, True, keep))
+    plain = [tensor.detach() for tensor in weights]
+    y, h = torch.ops.m2clip.bottleneck_adapter(x.detach(), plain, "gelu", 0.5, True, True)
+    for needs in ((True, True), (False, True)):
+        args = (y, x.detach(), h, plain, "gelu", 0.5, True, *needs)
+        torch.library.opcheck(torch.ops.m2clip.bottleneck_adapter_backward.default, args)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_compiled_equals_eager_without_a_graph_break(layout):
+    model, x = Adapters(**LAYOUTS[layout]), torch.randn(4, 5, 12)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert_equal(results(compiled, x, model.parameters()), results(model, x, model.parameters()))
+    with torch.no_grad():
+        assert torch.equal(compiled(x), model(x))
+
+
+@pytest.mark.slow
+def test_inductor_dynamic_shapes_and_a_backend_chosen_outside():
+    model, x = Adapters(), torch.randn(4, 5, 12)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True)
+    for batch in (x, torch.randn(8, 5, 12), torch.randn(4, 10, 12)):
+        assert_equal(results(compiled, batch, model.parameters()), results(model, batch, model.parameters()))
+    with kernels.use_backend("reference"):
+        expected, found = model(x), compiled(x)  # compiled anew: the choice is a guard
+    torch.testing.assert_close(found, expected)
+    assert not torch.equal(found, model(x)) or torch.equal(expected, model(x))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_exported_programs_run_and_train(strict):
+    model, x = Adapters(), torch.randn(4, 5, 12)
+    program = torch.export.export(model, (x,), strict=strict)
+    targets = {str(node.target) for node in program.graph.nodes}
+    assert "m2clip.ted_adapter.default" in targets and "m2clip.bottleneck_adapter.default" in targets
+    module = program.module()
+    found = results(module, x, module.parameters())
+    expected = results(model, x, [model.get_parameter(name) for name, _ in module.named_parameters()])
+    assert_equal(found, expected)
+
+
+def test_a_program_exported_for_inference_can_still_be_differentiated():
+    model, x = Adapters(), torch.randn(4, 5, 12)
+    with torch.no_grad():
+        program = torch.export.export(model, (x,))
+    module = program.module()
+    own = x.clone().requires_grad_()
+    (found,) = torch.autograd.grad(module(own).square().sum(), own)
+    assert torch.equal(found, results(model, x, model.parameters())[1])
+
+
+def test_checkpointing_and_saved_tensors():
+    model, x = Adapters(), torch.randn(4, 5, 12)
+    plain = results(model, x, model.parameters())
+    recomputed = results(lambda x: checkpoint(model, x, use_reentrant=False), x, model.parameters())
+    assert_equal(recomputed, plain)
+    saved: list[Tensor] = []
+    weights = [parameter.data_ptr() for parameter in model.parameters()]
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (saved.append(t), t)[1], lambda t: t):
+        y = model.visual(x.requires_grad_())
+    assert y.requires_grad
+    activations = [tensor.shape for tensor in saved if tensor.data_ptr() not in weights]
+    assert activations == [(4, 5, 12), (4, 5, 16)]  # x and h, nothing else
+
+
+def test_changing_an_input_in_place_before_backward_is_an_error():
+    adapter, x = m2clip.TEDAdapter(12, 8, 2), torch.randn(4, 5, 12)
+    y = adapter(x)
+    x += 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
