@@ -168,9 +168,10 @@ struct Size {
 };
 
 // 17 rows are three bands of a frame, 160 tokens two bands of the temporal branch alone; 35 channels are two vectors of
-// 16 lanes and three single ones.
+// 16 lanes and three single ones. Only the last is large enough for more than one thread.
 constexpr Size sizes[] = {{0, 2, 2, 2, 5},  {1, 1, 1, 1, 1},  {2, 1, 3, 2, 16}, {1, 2, 1, 1, 13},
-                          {2, 3, 3, 5, 35}, {1, 2, 17, 2, 9}, {1, 8, 5, 3, 20}, {1, 2, 16, 10, 4}};
+                          {2, 3, 3, 5, 35}, {1, 2, 17, 2, 9}, {1, 8, 5, 3, 20}, {1, 2, 16, 10, 4},
+                          {2, 3, 7, 9, 96}};
 
 }  // namespace
 
