@@ -6,6 +6,7 @@ Features are fp32, (B, D) of the videos and (C, D) of the texts; functional.py h
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -102,13 +103,15 @@ def _context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> N
     ctx.save_for_backward(v, w, *output[1:], labels, logit_scale)
 
 
-def _gradients(ctx: Any, run: Callable[..., Any], gradient: Tensor) -> tuple[Tensor | None, ...]:
-    """Gradients of the operator's arguments; `run` is its backward pass."""
+def _gradients(
+    ctx: Any, run: Callable[..., Any], add_product: Callable[..., Tensor], gradient: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Gradients of the operator's arguments; `run` is its backward pass, `add_product` addmm, in place or not."""
     v, w, *saved = ctx.saved_tensors
     need_v, need_w = ctx.needs_input_grad[-4 - len(ctx.options) :][:2]
     slopes = Slopes(*run(gradient, *saved, *ctx.options))
-    dv = torch.mul(v, slopes.v_pull[:, None]).addmm_(slopes.dots, w) if need_v else None
-    dw = torch.mul(w, slopes.w_pull[:, None]).addmm_(slopes.dots.t(), v) if need_w else None
+    dv = add_product(v * slopes.v_pull[:, None], slopes.dots, w) if need_v else None
+    dw = add_product(w * slopes.w_pull[:, None], slopes.dots.t(), v) if need_w else None
     return dv, dw, None, slopes.logit_scale, *[None] * len(ctx.options)
 
 
@@ -124,9 +127,11 @@ class _Loss(NamedTuple):
         LIBRARY.impl(f"{self.name}_backward", self.backward, "CPU")
         torch.library.register_fake(operator, self.fake, lib=LIBRARY)
         torch.library.register_fake(f"{operator}_backward", _slopes_fake, lib=LIBRARY)
-        # Only the loss is differentiable; the other outputs are what the backward pass needs.
+        # Only the loss is differentiable; the other outputs are what the backward pass needs. FLOP counters know addmm,
+        # but not its form in place.
+        gradients = partial(_gradients, run=backward, add_product=torch.addmm)
         torch.library.register_autograd(
-            operator, lambda ctx, loss, *rest: _gradients(ctx, backward, loss), setup_context=_context, lib=LIBRARY
+            operator, lambda ctx, loss, *rest: gradients(ctx, gradient=loss), setup_context=_context, lib=LIBRARY
         )
         return self
 
@@ -150,7 +155,7 @@ class _Eager(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        return None, *_gradients(ctx, ctx.loss.backward, gradient)
+        return None, *_gradients(ctx, ctx.loss.backward, Tensor.addmm_, gradient)
 
 
 _CROSS_ENTROPY = _Loss("cosine_cross_entropy", _cross_entropy, _cross_entropy_backward, _cross_entropy_fake).register()
