@@ -62,7 +62,6 @@ struct MixerBackward {
     MixerWeights weights;
     const T* h;
     const T* du;
-    T* u;  // computed again for the gradient of the up-projection; may be null
     T* dh;
 };
 

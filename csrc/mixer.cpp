@@ -93,10 +93,10 @@ void run_mixer_forward(const MixerShape& shape, const MixerParameters& parameter
 }
 
 template <typename T>
-void run_mixer_backward(const MixerShape& shape, const MixerParameters& parameters, const T* h, const T* du, T* u, T* dh,
+void run_mixer_backward(const MixerShape& shape, const MixerParameters& parameters, const T* h, const T* du, T* dh,
                         const MixerGradients& gradients, int threads) {
     const TurnedWeights turned(shape, parameters);
-    const MixerBackward<T> args{shape, turned.weights, h, du, u, dh};
+    const MixerBackward<T> args{shape, turned.weights, h, du, dh};
     const Bands bands(shape);
     threads = useful_threads(shape, threads);
     std::vector<float> scratch(mixer_scratch(shape) * threads);
@@ -109,7 +109,7 @@ void run_mixer_backward(const MixerShape& shape, const MixerParameters& paramete
 
 #define M2CLIP_INSTANTIATE(T)                                                                                          \
     template void run_mixer_forward(const MixerShape&, const MixerParameters&, const T*, T*, int);                     \
-    template void run_mixer_backward(const MixerShape&, const MixerParameters&, const T*, const T*, T*, T*,            \
+    template void run_mixer_backward(const MixerShape&, const MixerParameters&, const T*, const T*, T*,                \
                                      const MixerGradients&, int);
 M2CLIP_INSTANTIATE(float)
 M2CLIP_INSTANTIATE(bf16)

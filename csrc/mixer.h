@@ -25,7 +25,6 @@ struct MixerGradients {
 template <typename T>
 void run_mixer_forward(const MixerShape& shape, const MixerParameters& parameters, const T* h, T* u, int threads);
 
-// u may be null where the gradient of the up-projection is not wanted.
 template <typename T>
-void run_mixer_backward(const MixerShape& shape, const MixerParameters& parameters, const T* h, const T* du, T* u, T* dh,
+void run_mixer_backward(const MixerShape& shape, const MixerParameters& parameters, const T* h, const T* du, T* dh,
                         const MixerGradients& gradients, int threads);

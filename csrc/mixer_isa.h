@@ -214,7 +214,7 @@ void difference_weight_sums(const MixerShape& s, const Ring& ring, const T* du, 
 
 template <typename T>
 void difference_backward(const MixerBackward<T>& args, const Frames<T>& h, const Frames<T>& du, const MixerTask& task,
-                         T* u, T* dh, float* scratch, float* sums) {
+                         T* dh, float* scratch, float* sums) {
     const MixerShape& s = args.shape;
     const MixerWeights& w = args.weights;
     const Ring differences(s, scratch), gradients(s, scratch + 3 * scratch_row(s));
@@ -226,7 +226,6 @@ void difference_backward(const MixerBackward<T>& args, const Frames<T>& h, const
         gradients.write(r, fill_gradient);
         if (r <= task.first_row) continue;
         difference_weight_sums(s, differences, du.here, r - 1, sums);
-        if (u) difference_forward_row(s, w, differences, r - 1, u);
         T* out = dh + patch_token(s, r - 1, 0) * s.columns + s.difference_column;
         for_channels(s.width, [&]<int N>(int64_t c) {
             convolve_row<N, true>(s, gradients, r - 1, w.difference_taps, splat<N>(0.0f), c, [&](int64_t j, Vec<N> sum) {
@@ -241,22 +240,16 @@ template <typename T>
 void mixer_backward(const MixerBackward<T>& args, const MixerTask& task, float* scratch, float* sums) {
     const MixerShape& s = args.shape;
     const Frames<T> h = frames_of(s, args.h, task), du = frames_of(s, args.du, task);
-    const int64_t offset = h.here - args.h;
-    T* u = args.u ? args.u + offset : nullptr;
-    T* dh = args.dh + offset;
+    T* dh = args.dh + (h.here - args.h);
     if (s.temporal) {
-        if (u) temporal_forward(s, args.weights, h, task, u);
         for (int64_t first = task.first_token; first < task.end_token; first += sum_block) {
             const int64_t end = first + sum_block < task.end_token ? first + sum_block : task.end_token;
             temporal_backward(args, h, du, first, end, dh, sums);
         }
     }
     if (!s.difference) return;
-    if (!s.summed()) {
-        if (u) clear_class_token(s, task, u);
-        clear_class_token(s, task, dh);
-    }
-    difference_backward(args, h, du, task, u, dh, scratch, sums);
+    if (!s.summed()) clear_class_token(s, task, dh);
+    difference_backward(args, h, du, task, dh, scratch, sums);
 }
 
 }  // namespace

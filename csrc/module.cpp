@@ -51,9 +51,9 @@ void mixer_forward(const std::string& dtype, const MixerShape& shape, const Mixe
 }
 
 void mixer_backward(const std::string& dtype, const MixerShape& shape, const MixerParameters& parameters, Address h,
-                    Address du, Address u, Address dh, const MixerGradients& gradients, int threads) {
+                    Address du, Address dh, const MixerGradients& gradients, int threads) {
     with_dtype(dtype, [&]<typename T>(T*) {
-        run_mixer_backward(shape, parameters, at<const T>(h), at<const T>(du), at<T>(u), at<T>(dh), gradients, threads);
+        run_mixer_backward(shape, parameters, at<const T>(h), at<const T>(du), at<T>(dh), gradients, threads);
     });
 }
 

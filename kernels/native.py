@@ -75,8 +75,8 @@ class Mixer:
             DTYPES[h.dtype], self._shape(h), self._parameters, h.data_ptr(), u.data_ptr(), torch.get_num_threads()
         )
 
-    def backward(self, h: Tensor, du: Tensor, u: Tensor | None, dh: Tensor) -> list[Tensor]:
-        """Write dh, and u once more unless it is None; return the fp32 gradients.
+    def backward(self, h: Tensor, du: Tensor, dh: Tensor) -> list[Tensor]:
+        """Write dh; return the fp32 gradients.
 
         They are those of TE's conv_weight, conv_bias and down-projection bias, then the same of TD; a branch that is
         off has none.
@@ -92,7 +92,6 @@ class Mixer:
             self._parameters,
             h.data_ptr(),
             du.data_ptr(),
-            0 if u is None else u.data_ptr(),
             dh.data_ptr(),
             extension.MixerGradients(*addresses[0], *addresses[1]),
             torch.get_num_threads(),

@@ -1,8 +1,9 @@
 """ted_adapter on the native backend: two matrix products by torch and the compiled mixer between them.
 
-Clips are worked through a few at a time, so that what lies between the products stays in the cache and takes little
-memory. The residual and the biases are written into the output before the up-projection is added to it. Only x and h
-are needed again for the backward pass, which computes u once more (docs/ted_backward.md derives it).
+Clips are worked through a few at a time, and wide branches one after the other, so that what lies between the products
+stays in the cache and takes little memory. The residual and the biases are written into the output before the
+up-projections are added to it. Only x and h are needed again for the backward pass, which computes u once more
+(docs/ted_backward.md derives it).
 """
 
 from __future__ import annotations
@@ -19,61 +20,65 @@ CHUNK_ROWS = 2048  # tokens that are worked on at a time, in whole clips
 
 
 def forward(x: Tensor, branches: Branches, geometry: Geometry, residual: bool, keep: bool) -> tuple[Tensor, Tensor]:
-    """y and h, (B*T, L, D) and (B*T, L, C); h is empty unless it is kept. Without residual y is the branch alone."""
+    """y (B*T, L, D) and h (`branches.hidden_shape`), empty unless kept. Without residual y is the branches alone."""
     x = x.contiguous()
-    down, up, down_bias = branches.down_weight(), branches.up_weight(), branches.down_bias()
-    biases = branches.up_biases()
-    mixer = _mixer(branches, geometry)
-    y, columns = torch.empty_like(x), down.shape[0]
-    h = x.new_empty(*x.shape[:2], columns) if keep else x.new_empty(0)
+    class_bias, patch_bias = branches.up_biases()
+    steps = [(part, part.down_weight(), part.up_weight(), _mixer(part, geometry)) for part in branches.steps()]
+    y, h = torch.empty_like(x), x.new_empty(branches.hidden_shape(x) if keep else 0)
     for frames in _chunks(x, geometry):
-        part, out = x[frames], y[frames]
-        shape = (*part.shape[:2], columns)
-        hidden = h[frames] if keep else workspace("h", shape, x.dtype)
-        mixed = workspace("u", shape, x.dtype)
-        if down_bias is None:
-            torch.mm(_rows(part), down.t(), out=_rows(hidden))
-        else:
-            torch.addmm(down_bias, _rows(part), down.t(), out=_rows(hidden))
-        mixer.forward(hidden, mixed)
+        source, out = x[frames], y[frames]
         if residual:
-            add_bias(part, *biases, geometry.class_token, out)
+            add_bias(source, class_bias, patch_bias, geometry.class_token, out)
         else:
-            out[:] = biases[1]
-            out[:, : int(geometry.class_token)] = biases[0]
-        _rows(out).addmm_(_rows(mixed), up.t())
+            out[:] = patch_bias
+            out[:, : int(geometry.class_token)] = class_bias
+        for index, (part, down, up, mixer) in enumerate(steps):
+            shape = (*source.shape[:2], down.shape[0])
+            hidden = h[index, frames] if keep else workspace("h", shape, x.dtype)
+            mixed = workspace("u", shape, x.dtype)
+            bias = part.down_bias()
+            if bias is None:
+                torch.mm(_rows(source), down.t(), out=_rows(hidden))
+            else:
+                torch.addmm(bias, _rows(source), down.t(), out=_rows(hidden))
+            mixer.forward(hidden, mixed)
+            _rows(out).addmm_(_rows(mixed), up.t())
     return y, h
 
 
 def backward(
     dy: Tensor, x: Tensor, h: Tensor, branches: Branches, geometry: Geometry, residual: bool, need_x: bool, need_w: bool
 ) -> tuple[Tensor, list[Tensor]]:
-    """dx, empty unless needed, and the gradients of all weights in the order of `branches`, empty unless needed."""
+    """dx, empty unless needed, and the gradients of all weights in the order of `branches`, none unless needed."""
     dy, x = dy.contiguous(), x.contiguous()
-    down, up = branches.down_weight(), branches.up_weight()
-    mixer = _mixer(branches, geometry)
+    steps = [(part, part.down_weight(), part.up_weight(), _mixer(part, geometry)) for part in branches.steps()]
+    sums = [Sums(x.dtype) for _ in steps]
     dx = torch.empty_like(x) if need_x else x.new_empty(0)
-    sums = Sums(x.dtype)
     for frames in _chunks(x, geometry):
-        part, gradient, hidden = x[frames], dy[frames], h[frames]
-        du, dh = (workspace(name, tuple(hidden.shape), x.dtype) for name in ("du", "dh"))
-        u = workspace("u", tuple(hidden.shape), x.dtype) if need_w else None
-        torch.mm(_rows(gradient), up, out=_rows(du))
-        small = mixer.backward(hidden, du, u, dh)
+        source, slope = x[frames], dy[frames]
         out = dx[frames] if need_x else None
         if need_w or (need_x and residual):
-            row_sums = copy_and_sum(gradient, geometry.class_token, out if residual else None)
-        if u is not None:
-            sums.add_product("up", _rows(gradient).t(), _rows(u))
-            sums.add_product("down", _rows(dh).t(), _rows(part))
-            sums.add("rows", row_sums)
-            for index, tensor in enumerate(small):
-                sums.add(f"small {index}", tensor)
-        if out is not None and residual:
-            _rows(out).addmm_(_rows(dh), down)
-        elif out is not None:
-            torch.mm(_rows(dh), down, out=_rows(out))
-    return dx, _weight_gradients(sums, branches, geometry) if need_w else []
+            row_sums = copy_and_sum(slope, geometry.class_token, out if residual else None)
+        for index, (_, down, up, mixer) in enumerate(steps):
+            hidden = h[index, frames]
+            mixed, dh = (workspace(name, tuple(hidden.shape), x.dtype) for name in ("u", "dh"))
+            if need_w:
+                mixer.forward(hidden, mixed)
+                sums[index].add_product("up", _rows(slope).t(), _rows(mixed))
+                sums[index].add("rows", row_sums)
+            du = torch.mm(_rows(slope), up, out=_rows(mixed)).view_as(hidden)  # u has served, its memory serves again
+            small = mixer.backward(hidden, du, dh)
+            if need_w:
+                sums[index].add_product("down", _rows(dh).t(), _rows(source))
+                sums[index].add_all("small", small)
+            if out is not None and (residual or index > 0):
+                _rows(out).addmm_(_rows(dh), down)
+            elif out is not None:
+                torch.mm(_rows(dh), down, out=_rows(out))
+    if not need_w:
+        return dx, []
+    gradients = [_gradients(part, own) for (part, *_), own in zip(steps, sums, strict=True)]
+    return dx, [gradient for group in gradients for gradient in group]
 
 
 def _mixer(branches: Branches, geometry: Geometry) -> Mixer:
@@ -91,26 +96,33 @@ class Sums:
         self.dtype, self.total = dtype, dict[str, Tensor]()
 
     def add(self, name: str, term: Tensor) -> None:
+        """Add a term; the first one's memory is kept."""
         if name in self.total:
-            self.total[name] += term
+            self.total[name] = self.total[name] + term
         else:
             self.total[name] = term.float()
 
+    def add_all(self, name: str, terms: list[Tensor]) -> None:
+        """Add terms that are told apart by their number."""
+        for index, term in enumerate(terms):
+            self.add(f"{name} {index}", term)
+
     def add_product(self, name: str, a: Tensor, b: Tensor) -> None:
+        """Add a @ b."""
         if name in self.total and self.dtype == torch.float32:
             self.total[name].addmm_(a, b)
         else:
             self.add(name, a @ b)
 
 
-def _weight_gradients(sums: Sums, branches: Branches, geometry: Geometry) -> list[Tensor]:
+def _gradients(branches: Branches, sums: Sums) -> list[Tensor]:
+    """The gradients of one step's weights."""
     total = sums.total
+    tensors = [tensor for part in branches for tensor in part]
     if not total:  # an empty batch
-        return [torch.zeros_like(tensor) for part in branches for tensor in part]
-    parts = branches.projections()
-    width = parts[0][0].shape[0]
-    downs = total["down"].split(width)
-    ups = total["up"].split(width, dim=1)
+        return [torch.zeros_like(tensor) for tensor in tensors]
+    width = branches.projections()[0][0].shape[0]
+    downs, ups = total["down"].split(width), total["up"].split(width, dim=1)
     class_sum, patch_sum = total["rows"]
     small = [total[f"small {index}"] for index in range(3 * sum(bool(part) for part in branches))]
     gradients: list[Tensor] = []
@@ -124,7 +136,6 @@ def _weight_gradients(sums: Sums, branches: Branches, geometry: Geometry) -> lis
     elif branches.difference:
         conv_weight, conv_bias, down_bias = small[-3:]
         gradients += [downs[-1], down_bias, conv_weight, conv_bias, ups[-1], patch_sum]
-    tensors = [tensor for part in branches for tensor in part]
     return [in_layout_of(tensor, gradient) for tensor, gradient in zip(tensors, gradients, strict=True)]
 
 

@@ -75,9 +75,8 @@ def _ted_backward(
 def _ted_forward_fake(
     x: Tensor, temporal: list[Tensor], difference: list[Tensor], *geometry: Any
 ) -> tuple[Tensor, Tensor]:
-    columns = sum(part[0].shape[0] for part in Branches(temporal, difference).projections())
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    return y, x.new_empty((*x.shape[:2], columns) if geometry[-1] else (0,))
+    return y, x.new_empty(Branches(temporal, difference).hidden_shape(x) if geometry[-1] else (0,))
 
 
 def _ted_backward_fake(
