@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ def draw(results: Mapping[str, Any], path: Path) -> Path:
         grid = drawn.subplots(len(cases), len(PASSES), squeeze=False, height_ratios=heights)
         for row, case in zip(grid, cases, strict=True):
             for axes, which in zip(row, PASSES, strict=True):
-                _panel(axes, case["passes"][which])
+                panel(axes, case["passes"][which], "authors", shade)
                 axes.set_title(which, loc="right", fontsize=9, fontweight="normal", color=FAINT)
             row[0].set_title(f"{case['name']}  ", fontsize=10)
             row[1].set_title(title(case["shape"]), fontsize=9, fontweight="normal", color=FAINT)
@@ -64,14 +64,14 @@ def draw(results: Mapping[str, Any], path: Path) -> Path:
         return save(drawn, path)
 
 
-def _panel(axes: Any, numbers: Mapping[str, Any]) -> None:
-    """Bars of one pass, each with its time and its speed relative to the authors' code."""
+def panel(axes: Any, numbers: Mapping[str, Any], baseline: str, shade: Callable[[str], str]) -> None:
+    """Bars of one pass, each with its time and its speed relative to a baseline."""
     names = list(numbers["variants"])
     unit, factor = unit_for(numbers)
     limit = 1.3 * max(own["seconds"]["median"] for own in numbers["variants"].values()) * factor
     for place, name in enumerate(names):
         own = numbers["variants"][name]
-        seconds, over = own["seconds"], own["speedup_over"].get("authors")
+        seconds, over = own["seconds"], own["speedup_over"].get(baseline)
         value = seconds["median"] * factor
         spread = [[value - seconds["p20"] * factor], [seconds["p80"] * factor - value]]
         axes.barh(place, value, height=0.68, color=shade(name), xerr=spread, error_kw={"ecolor": FAINT, "lw": 0.8})
