@@ -55,7 +55,6 @@ def mixer_backward(
     parameters: MixerParameters,
     h: _Address,
     du: _Address,
-    u: _Address,
     dh: _Address,
     gradients: MixerGradients,
     threads: int,
