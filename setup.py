@@ -3,6 +3,7 @@
 The folder kernels/ is installed as m2clip.kernels, never as a top-level package; csrc/ is compiled into m2clip._native.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -24,7 +25,8 @@ class NinjaBuild(build_ext):
 
     def run(self) -> None:
         try:
-            native_build.place(Path(self.get_ext_fullpath("m2clip._native")))
+            module = Path(self.get_ext_fullpath("m2clip._native"))
+            native_build.place(module, os.environ.get("M2CLIP_NATIVE", ""))
         except native_build.CannotBuild as problem:
             sys.exit(f"{problem.output}m2clip: cannot build the compiled CPU kernels: {problem}")
 

@@ -7,7 +7,6 @@ LDFLAGS and MAX_JOBS.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import filecmp
 import os
 import re
@@ -16,12 +15,12 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parent
-BUILD = SOURCE.parent / "build" / "native" / sysconfig.get_config_var("SOABI")
+BUILD = SOURCE.parent / "build" / "native" / sys.implementation.cache_tag
 NOTE = "_native_missing.txt"
 COMPILERS = ("g++", "clang++", "c++")  # looked for in this order where CXX is not set
 FLAGS = ("-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi")
@@ -123,18 +122,31 @@ def _module_flags(compiler: Compiler) -> tuple[str, ...]:
     )
 
 
+@contextlib.contextmanager
+def taking_turns() -> Iterator[None]:
+    """Two builds of one checkout wait for each other."""
+    if sys.platform != "linux":
+        raise CannotBuild("it is made for Linux")
+    import fcntl  # not on every system that can do without the extension
+
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with open(BUILD / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def build_module() -> Path:
     """The extension module, compiled where it is not up to date; raises CannotBuild."""
     compiler = find_compiler()
     return run_ninja(BUILD, compiler, kernel_units(compiler, module=True), "_native.so", FLAGS, ("-shared",))
 
 
-def place(module: Path, wanted: str = os.environ.get("M2CLIP_NATIVE", "")) -> None:
+def place(module: Path, wanted: str) -> None:
     """Puts the extension module at a path, or a note beside it that says why it is missing.
 
     Args:
         module: where it goes. The note is _native_missing.txt in the same folder.
-        wanted: "1" makes its absence an error, "0" leaves it out, "" builds it where that is possible.
+        wanted: M2CLIP_NATIVE; "1" makes its absence an error, "0" leaves it out, "" builds it where that is possible.
 
     Raises:
         CannotBuild: it is wanted and cannot be built.
@@ -146,7 +158,8 @@ def place(module: Path, wanted: str = os.environ.get("M2CLIP_NATIVE", "")) -> No
             raise CannotBuild(f"M2CLIP_NATIVE={wanted} is neither 0 nor 1")
         if wanted == "0":
             raise CannotBuild("M2CLIP_NATIVE=0 was set; install again without it")
-        built = build_module()
+        with taking_turns():
+            _replace(module, build_module())
     except CannotBuild as problem:
         if wanted not in ("", "0"):
             raise
@@ -155,9 +168,12 @@ def place(module: Path, wanted: str = os.environ.get("M2CLIP_NATIVE", "")) -> No
         print(f"{problem.output}m2clip: installing without the compiled CPU kernels: {problem}", file=sys.stderr)
         return
     note.unlink(missing_ok=True)
+
+
+def _replace(module: Path, built: Path) -> None:
+    """Leave the same module alone; of another one, processes that have it loaded keep it."""
     if not module.exists() or not filecmp.cmp(built, module, shallow=False):
-        # Processes that have the old one loaded keep it.
-        fresh = module.with_name(f"{module.name}.{os.getpid()}")
+        fresh = module.with_name(f"{module.name}.new")
         shutil.copy(built, fresh)
         fresh.replace(module)
 
@@ -188,11 +204,9 @@ def run_ninja(
         raise CannotBuild(f"MAX_JOBS={jobs} is not a number")
     command = [_ninja(), "-C", str(folder), *(("-j", jobs) if jobs else ())]
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # two builds of one checkout take turns
-        file = _ninja_file(compiler, units, output, flags, link_flags)
-        (folder / "build.ninja").write_text(file, encoding="utf-8")
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    file = _ninja_file(compiler, units, output, flags, link_flags)
+    (folder / "build.ninja").write_text(file, encoding="utf-8")
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
     if done.returncode:
         lines = done.stdout.strip().splitlines()
         first = next((line.strip() for line in lines if "error" in line), lines[-1])

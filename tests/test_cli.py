@@ -78,7 +78,7 @@ def test_help_has_an_example(capfd: pytest.CaptureFixture[str], command: str) ->
 def test_help_lists_every_command(capfd: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capfd, "--help")
     assert code == 0
-    assert all(f"\n    {command} " in out for command in cli.COMMANDS)
+    assert all(f"\n    {command}" in out for command in cli.COMMANDS)
     assert call(capfd, "--version")[1].strip() == f"m2clip {m2clip.__version__}"
 
 
