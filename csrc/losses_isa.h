@@ -198,7 +198,8 @@ float softmax_minus_target(float* logits, int64_t columns, int64_t target) {
         sum.add<N>(value);
     });
     const float total = sum.total();
-    for_channels(columns, [&]<int N>(int64_t c) { store<N>(logits + c, load<N>(logits + c) / total); });
+    const float share = 1.0f / total;
+    for_channels(columns, [&]<int N>(int64_t c) { store<N>(logits + c, load<N>(logits + c) * share); });
     logits[target] -= 1.0f;
     return logarithm(total) + (shift - chosen);
 }

@@ -1,7 +1,7 @@
 """The masked-word loss as a PyTorch operator for every device; ops.py says how operators are bound.
 
-The forward pass computes the gradients too, a few words at a time, so that the logits of all words are never alive
-together and no shape that depends on the number of masked words leaves the operator.
+The operator's forward pass computes the gradients too, a few words at a time, so that the logits of all words are never
+alive together and no shape that depends on the number of masked words leaves it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _run(
     need_weight: bool,
     need_bias: bool,
 ) -> Result:
-    places = (targets != IGNORE).nonzero().squeeze(1)
+    places, size = _places(targets), _chunk(weight)
     total = weight.new_zeros(())
     d_hidden = torch.zeros_like(hidden) if need_hidden else hidden.new_empty(0)
     d_weight, d_bias = (
@@ -53,18 +53,27 @@ def _run(
         for parameter, needed in ((weight, need_weight), (bias, need_bias))
     )
     # Without any masked word there is one empty part, whose products are zeros.
-    for number, part in enumerate(places.split(max(1, CHUNK // max(1, len(weight))))):
+    for number, part in enumerate(places.split(size)):
         rows, words = hidden[part], targets[part]
         logits = _logits(rows, weight, bias)
         total += _softmax_minus_target(logits, words)
         kept = 0 if number == 0 else 1  # of what is there already
         if need_hidden:
-            d_hidden[part] = logits @ weight
+            d_hidden.index_copy_(0, part, logits @ weight)
         if need_weight:
             d_weight.addmm_(logits.t(), rows, beta=kept)
         if need_bias:
             d_bias.add_(logits.sum(0)) if kept else torch.sum(logits, 0, out=d_bias)
     return Result(total, total.new_full((), places.numel()), d_hidden, d_weight, d_bias)
+
+
+def _places(targets: Tensor) -> Tensor:
+    return (targets != IGNORE).nonzero().squeeze(1)
+
+
+def _chunk(weight: Tensor) -> int:
+    """Words whose logits are alive at a time."""
+    return max(1, CHUNK // max(1, len(weight)))
 
 
 def _logits(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -137,17 +146,42 @@ torch.library.register_autograd(
 
 
 class _Eager(torch.autograd.Function):
+    """Where all logits may be alive together they are kept, and only the backward pass computes the gradients.
+
+    That spares a large weight's gradient the multiplication by the loss's, and the memory written for it: a tenth of a
+    call on a CPU.
+    """
+
     @staticmethod
-    def forward(ctx: Any, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        output = _run(*inputs, *ctx.needs_input_grad[:3])
-        _context(ctx, inputs, output)
-        ctx.mark_non_differentiable(output.words)
-        return output.total, output.words
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        places = _places(targets)
+        if len(places) > _chunk(weight):
+            output = _run(hidden, weight, bias, targets, *ctx.needs_input_grad[:3])
+            _context(ctx, (), output)
+            ctx.mark_non_differentiable(output.words)
+            return output.total, output.words
+        rows = hidden[places]
+        slopes = torch.addmm(bias, rows, weight.t())
+        total = weight.new_zeros(()).add_(_softmax_minus_target(slopes, targets[places]))
+        words = total.new_full((), len(places))
+        ctx.save_for_backward(slopes, rows, weight, places)
+        ctx.shape = hidden.shape
+        ctx.mark_non_differentiable(words)
+        ctx.set_materialize_grads(False)
+        return total, words
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor | None, _: Any) -> Any:
-        return *_gradients(ctx, gradient), None
+        if gradient is None:
+            return None, None, None, None
+        if len(ctx.saved_tensors) == 3:
+            return *_gradients(ctx, gradient), None
+        slopes, rows, weight, places = ctx.saved_tensors
+        need_hidden, need_weight, need_bias, _ = ctx.needs_input_grad
+        slopes = slopes * gradient
+        d_hidden = slopes.new_zeros(ctx.shape).index_copy_(0, places, slopes @ weight) if need_hidden else None
+        return d_hidden, slopes.t() @ rows if need_weight else None, slopes.sum(0) if need_bias else None, None
 
 
 def masked_word_loss(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
