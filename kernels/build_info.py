@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from . import native
@@ -21,7 +19,7 @@ def build_info() -> dict[str, Any]:
     """
     extension = native.extension
     if extension is None:
-        return {"native": False, "reason": why_missing()}
+        return {"native": False, "reason": native.MISSING}
     return {
         "native": True,
         "reason": None,
@@ -41,15 +39,3 @@ def instruction_sets() -> list[str]:
     usable = [name for name in INSTRUCTION_SETS if native.extension.select_instruction_set(name)]
     native.extension.select_instruction_set(in_use)
     return usable
-
-
-def why_missing() -> str:
-    """Why the extension is not there: the note that the installation left, or the error of loading it."""
-    import m2clip
-
-    if find_spec("m2clip._native") is not None:
-        return f"it was built but does not load: {native.MISSING}"
-    note = Path(m2clip.__file__).with_name("_native_missing.txt")
-    if note.exists():
-        return note.read_text(encoding="utf-8").strip()
-    return "it was never built; install m2clip again, or run `python setup.py build_ext --inplace` in a checkout"

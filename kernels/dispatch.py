@@ -68,7 +68,7 @@ def _missing(name: str) -> str | None:
     if name in ("triton", "cuda"):
         return f"this version of m2clip has no {name} kernels"
     if name == "native" and native.extension is None:
-        return f"the compiled extension m2clip._native is missing ({native.MISSING})"
+        return f"the compiled extension m2clip._native is missing: {native.MISSING}"
     return None
 
 

@@ -113,8 +113,8 @@ def bottleneck_adapter(
         _check_shape(name, tensor, shape)
     weights = [down_weight, down_bias, up_weight, up_bias]
     if dispatch.choose("bottleneck_adapter", x, backend) == "reference":
-        cast = (tensor.to(x.dtype) for tensor in weights)
-        return reference.bottleneck_adapter(x, *cast, activation, scale, residual)
+        down_weight, down_bias, up_weight, up_bias = (tensor.to(x.dtype) for tensor in weights)
+        return reference.bottleneck_adapter(x, down_weight, down_bias, up_weight, up_bias, activation, scale, residual)
     dtype, rows = dispatch.compute_dtype("bottleneck_adapter", x), x.reshape(-1, dim)
     weights = [tensor.to(dtype) for tensor in weights]
     if x.dtype == dtype:

@@ -7,18 +7,34 @@ from __future__ import annotations
 
 import os
 import threading
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+import m2clip
+
 from .operands import Geometry
 
+
+def why_missing(error: str) -> str:
+    """Why there is no extension: the note that the installation left, or the error of loading what it built."""
+    if find_spec("m2clip._native") is not None:
+        return f"it was built but does not load: {error}"
+    note = Path(m2clip.__file__).with_name("_native_missing.txt")
+    if note.exists():
+        return note.read_text(encoding="utf-8").strip()
+    return "it was never built; install m2clip again, or run `python setup.py build_ext --inplace` in a checkout"
+
+
+extension: Any
 try:
     from m2clip import _native as extension
 except ImportError as error:
-    extension: Any = None
-    MISSING, SHARES_THREADS = str(error), False
+    extension = None
+    MISSING, SHARES_THREADS = why_missing(str(error)), False
 else:
     MISSING = ""
     # The threads of torch's own OpenMP runtime: a second pool beside it would fight for the same cores.

@@ -39,33 +39,16 @@ def watched(*tensors: Tensor) -> bool:
     )
 
 
-def _ted_forward(
-    x: Tensor,
-    temporal: list[Tensor],
-    difference: list[Tensor],
-    num_frames: int,
-    grid: list[int],
-    class_token: bool,
-    residual: bool,
-    keep: bool,
-) -> tuple[Tensor, Tensor]:
+def _ted_forward(x: Tensor, temporal: list[Tensor], difference: list[Tensor], *options: Any) -> tuple[Tensor, Tensor]:
+    num_frames, grid, class_token, residual, keep = options
     geometry = Geometry(num_frames, (grid[0], grid[1]), class_token)
     return native_ted.forward(x, Branches(temporal, difference), geometry, residual, keep)
 
 
 def _ted_backward(
-    dy: Tensor,
-    x: Tensor,
-    h: Tensor,
-    temporal: list[Tensor],
-    difference: list[Tensor],
-    num_frames: int,
-    grid: list[int],
-    class_token: bool,
-    residual: bool,
-    need_x: bool,
-    need_w: bool,
+    dy: Tensor, x: Tensor, h: Tensor, temporal: list[Tensor], difference: list[Tensor], *options: Any
 ) -> list[Tensor]:
+    num_frames, grid, class_token, residual, need_x, need_w = options
     geometry = Geometry(num_frames, (grid[0], grid[1]), class_token)
     branches = Branches(temporal, difference)
     dx, gradients = native_ted.backward(dy, x, h, branches, geometry, residual, need_x, need_w)
@@ -154,7 +137,7 @@ class _TEDAdapter(torch.autograd.Function):
         need_x, need_w = ctx.needs_input_grad[0], any(ctx.needs_input_grad[3:])
         branches = (weights[: ctx.branches_of], weights[ctx.branches_of :])
         dx, *gradients = _ted_backward(dy, x, h, *branches, *ctx.geometry, need_x, need_w)
-        return (dx if need_x else None, None, None, *(gradients or [None] * len(weights)))
+        return (dx if need_x else None, None, None, *(gradients or (None,) * len(weights)))
 
 
 def ted_adapter(x: Tensor, branches: Branches, geometry: Geometry, residual: bool) -> Tensor:
@@ -225,7 +208,8 @@ torch.library.register_autograd(
 class _BottleneckAdapter(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, options: tuple[Any, ...], *weights: Tensor) -> Tensor:
-        y, h = native_bottleneck.forward(x, list(weights), *options, True)
+        activation, scale, residual = options
+        y, h = native_bottleneck.forward(x, list(weights), activation, scale, residual, True)
         ctx.save_for_backward(x, h, *weights)
         ctx.options = options
         return y
@@ -236,7 +220,7 @@ class _BottleneckAdapter(torch.autograd.Function):
         x, h, *weights = ctx.saved_tensors
         need_x, need_w = ctx.needs_input_grad[0], any(ctx.needs_input_grad[2:])
         dx, *gradients = _bottleneck_backward(dy, x, h, weights, *ctx.options, need_x, need_w)
-        return (dx if need_x else None, None, *(gradients or [None] * 4))
+        return (dx if need_x else None, None, *(gradients or (None,) * 4))
 
 
 def bottleneck_adapter(x: Tensor, weights: list[Tensor], activation: str, scale: float, residual: bool) -> Tensor:
