@@ -91,10 +91,11 @@ def _softmax_minus_target(logits: Tensor, words: Tensor) -> Tensor | float:
         if native.extension is not None and logits.dtype == torch.float32:
             return native_losses.softmax_minus_target(logits, words)
         check_range(words, logits.shape[1])
+    own = (torch.arange(len(words), device=words.device), words)
     log_sum = logits.logsumexp(1, keepdim=True)
-    total = (log_sum - logits.gather(1, words[:, None])).sum()
+    total = (log_sum.squeeze(1) - logits[own]).sum()
     logits.sub_(log_sum).exp_()
-    logits.scatter_add_(1, words[:, None], logits.new_full((len(words), 1), -1))
+    logits[own] -= 1  # deterministic on a GPU too, unlike scatter_add_
     return total
 
 
