@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .native import activate, activate_backward, add_bias, copy_and_sum, workspace
-from .native_ted import CHUNK_ROWS, Sums, in_layout_of
+from .native_ted import Sums, chunk_rows, in_layout_of
 
 
 def forward(
@@ -26,7 +26,7 @@ def forward(
     y = torch.empty_like(x)
     h = x.new_empty(x.shape[0], width) if keep else x.new_empty(0)
     offset = up_bias.float() * scale
-    for rows in _chunks(x):
+    for rows in _chunks(x, down):
         part, out = x[rows], y[rows]
         shape = (part.shape[0], width)
         hidden = h[rows] if keep else workspace("h", shape, x.dtype)
@@ -57,7 +57,7 @@ def backward(
     dy, x = dy.contiguous(), x.contiguous()
     dx = torch.empty_like(x) if need_x else x.new_empty(0)
     sums = Sums(x.dtype)
-    for rows in _chunks(x):
+    for rows in _chunks(x, down):
         part, gradient, hidden = x[rows], dy[rows], h[rows]
         dg, dh = (workspace(name, tuple(hidden.shape), x.dtype) for name in ("du", "dh"))
         g = workspace("u", tuple(hidden.shape), x.dtype) if need_w else None
@@ -86,5 +86,8 @@ def backward(
     return dx, [in_layout_of(tensor, gradient) for tensor, gradient in zip(weights, gradients, strict=True)]
 
 
-def _chunks(x: Tensor) -> list[slice]:
-    return [slice(start, start + CHUNK_ROWS) for start in range(0, x.shape[0], CHUNK_ROWS)] if x.numel() else []
+def _chunks(x: Tensor, down: Tensor) -> list[slice]:
+    if x.numel() == 0:
+        return []
+    step = chunk_rows(down.shape[0], x.dtype)
+    return [slice(start, start + step) for start in range(0, x.shape[0], step)]

@@ -16,7 +16,7 @@ from torch import Tensor
 from .native import Mixer, add_bias, copy_and_sum, workspace
 from .operands import Branches, Geometry
 
-CHUNK_ROWS = 2048  # tokens that are worked on at a time, in whole clips
+CHUNK_BYTES = 4 * 2**20  # of h that are worked on at a time, in whole clips: with u they fit into the caches
 
 
 def forward(x: Tensor, branches: Branches, geometry: Geometry, residual: bool, keep: bool) -> tuple[Tensor, Tensor]:
@@ -25,7 +25,7 @@ def forward(x: Tensor, branches: Branches, geometry: Geometry, residual: bool, k
     class_bias, patch_bias = branches.up_biases()
     steps = [(part, part.down_weight(), part.up_weight(), _mixer(part, geometry)) for part in branches.steps()]
     y, h = torch.empty_like(x), x.new_empty(branches.hidden_shape(x) if keep else 0)
-    for frames in _chunks(x, geometry):
+    for frames in _chunks(x, branches, geometry):
         source, out = x[frames], y[frames]
         if residual:
             add_bias(source, class_bias, patch_bias, geometry.class_token, out)
@@ -54,7 +54,7 @@ def backward(
     steps = [(part, part.down_weight(), part.up_weight(), _mixer(part, geometry)) for part in branches.steps()]
     sums = [Sums(x.dtype) for _ in steps]
     dx = torch.empty_like(x) if need_x else x.new_empty(0)
-    for frames in _chunks(x, geometry):
+    for frames in _chunks(x, branches, geometry):
         source, slope = x[frames], dy[frames]
         out = dx[frames] if need_x else None
         if need_w or (need_x and residual):
@@ -147,13 +147,18 @@ def in_layout_of(tensor: Tensor, gradient: Tensor) -> Tensor:
     return torch.empty_like(tensor).copy_(gradient)
 
 
-def _chunks(x: Tensor, geometry: Geometry) -> Iterator[slice]:
-    """Ranges of frames: whole clips, about CHUNK_ROWS tokens."""
-    frames, tokens, _ = x.shape
-    step = max(CHUNK_ROWS // max(tokens * geometry.num_frames, 1), 1) * geometry.num_frames
+def chunk_rows(columns: int, dtype: torch.dtype) -> int:
+    """Rows of h, of so many columns, that are worked on at a time."""
+    return max(CHUNK_BYTES // (columns * dtype.itemsize), 1)
+
+
+def _chunks(x: Tensor, branches: Branches, geometry: Geometry) -> Iterator[slice]:
+    """Ranges of frames: whole clips, at least one."""
     if x.numel() == 0:
         return iter(())
-    return (slice(start, min(start + step, frames)) for start in range(0, frames, step))
+    rows = chunk_rows(branches.hidden_shape(x)[-1], x.dtype)
+    step = max(rows // (x.shape[1] * geometry.num_frames), 1) * geometry.num_frames
+    return (slice(start, start + step) for start in range(0, x.shape[0], step))
 
 
 def _rows(x: Tensor) -> Tensor:
