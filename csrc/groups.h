@@ -17,23 +17,32 @@ inline const Kernels<float>& kernels() { return instruction_set().f32; }
 template <>
 inline const Kernels<bf16>& kernels() { return instruction_set().b16; }
 
-// Calls function(thread, task, sums) for every task; returns the sums of all groups, `size` floats.
+// Memory of this thread that later calls use again: fresh pages would cost more than the work on them.
+inline float* kept_memory(std::vector<float>& memory, int64_t size) {
+    if (static_cast<int64_t>(memory.size()) < size) memory.resize(size);
+    return memory.data();
+}
+
+// Calls function(task, sums) for every task; returns the sums of all groups, `size` floats that the calling thread's
+// next sum overwrites.
 template <typename F>
-std::vector<float> sum_over_tasks(int threads, int64_t tasks, int64_t size, F function) {
+const float* sum_over_tasks(int threads, int64_t tasks, int64_t size, F function) {
+    thread_local std::vector<float> memory;
     const int64_t groups = std::max<int64_t>(std::min(tasks, most_groups), 1);
-    std::vector<float> sums(groups * size);
-    auto run = [&](int thread, int64_t group) {
+    float* sums = kept_memory(memory, groups * size);
+    auto run = [&](int, int64_t group) {
+        float* own = sums + group * size;
+        std::fill_n(own, size, 0.0f);
         const int64_t end = tasks * (group + 1) / groups;
-        for (int64_t task = tasks * group / groups; task < end; ++task) function(thread, task, sums.data() + group * size);
+        for (int64_t task = tasks * group / groups; task < end; ++task) function(task, own);
     };
     parallel(threads, groups, run);
     // In pairs, which loses fewer digits than one after the other.
     for (int64_t step = 1; step < groups; step *= 2) {
         for (int64_t group = 0; group + step < groups; group += 2 * step) {
-            float *into = sums.data() + group * size, *from = into + step * size;
+            float *into = sums + group * size, *from = into + step * size;
             for (int64_t c = 0; c < size; ++c) into[c] += from[c];
         }
     }
-    sums.resize(size);
     return sums;
 }

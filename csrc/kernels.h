@@ -37,6 +37,7 @@ struct MixerSums {
     static constexpr int temporal_taps = 0;  // 3
     static constexpr int temporal_bias = 3;
     static constexpr int temporal_down_bias = 4;
+    static constexpr int temporal_rows = 5;  // of the temporal branch alone
     static constexpr int difference_taps = 5;   // 9
     static constexpr int difference_bias = 14;  // equal to the sum of du over all patches
     static constexpr int reach = 15;            // 9: sum of du over the patches whose neighbour at that tap exists

@@ -38,6 +38,11 @@ int useful_threads(const MixerShape& s, int threads) {
     return threads_for(threads, s.clips * s.frames * s.tokens * s.columns);
 }
 
+float* scratch_of_thread(const MixerShape& s) {
+    thread_local std::vector<float> memory;
+    return kept_memory(memory, mixer_scratch(s));
+}
+
 std::vector<float> tap_major(const float* weight, int64_t width, int64_t taps) {
     if (!weight) return {};
     std::vector<float> turned(width * taps);
@@ -84,12 +89,8 @@ void run_mixer_forward(const MixerShape& shape, const MixerParameters& parameter
     const TurnedWeights turned(shape, parameters);
     const MixerForward<T> args{shape, turned.weights, h, u};
     const Bands bands(shape);
-    threads = useful_threads(shape, threads);
-    std::vector<float> scratch(mixer_scratch(shape) * threads);
-    auto run = [&](int thread, int64_t task) {
-        kernels<T>().mixer_forward(args, bands.task(task), scratch.data() + thread * mixer_scratch(shape));
-    };
-    parallel(threads, bands.tasks(), run);
+    auto run = [&](int, int64_t task) { kernels<T>().mixer_forward(args, bands.task(task), scratch_of_thread(shape)); };
+    parallel(useful_threads(shape, threads), bands.tasks(), run);
 }
 
 template <typename T>
@@ -98,13 +99,12 @@ void run_mixer_backward(const MixerShape& shape, const MixerParameters& paramete
     const TurnedWeights turned(shape, parameters);
     const MixerBackward<T> args{shape, turned.weights, h, du, dh};
     const Bands bands(shape);
-    threads = useful_threads(shape, threads);
-    std::vector<float> scratch(mixer_scratch(shape) * threads);
-    const auto sums =
-        sum_over_tasks(threads, bands.tasks(), MixerSums::rows * shape.width, [&](int thread, int64_t task, float* own) {
-            kernels<T>().mixer_backward(args, bands.task(task), scratch.data() + thread * mixer_scratch(shape), own);
+    const int64_t size = (shape.difference ? MixerSums::rows : MixerSums::temporal_rows) * shape.width;
+    const float* sums =
+        sum_over_tasks(useful_threads(shape, threads), bands.tasks(), size, [&](int64_t task, float* own) {
+            kernels<T>().mixer_backward(args, bands.task(task), scratch_of_thread(shape), own);
         });
-    write_gradients(shape, turned.weights, sums.data(), gradients);
+    write_gradients(shape, turned.weights, sums, gradients);
 }
 
 #define M2CLIP_INSTANTIATE(T)                                                                                          \

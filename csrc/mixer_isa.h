@@ -32,7 +32,10 @@ struct Ring {
     float* memory;
 
     Ring(const MixerShape& s, float* m) : shape(s), memory(m) {
-        memset(m, 0, sizeof(float) * 3 * scratch_row(s));
+        for (int64_t r = 0; r < 3; ++r) {
+            memset(row(r), 0, sizeof(float) * scratch_stride(s));
+            memset(row(r) + (s.grid_width + 1) * scratch_stride(s), 0, sizeof(float) * scratch_stride(s));
+        }
     }
     float* row(int64_t r) const { return memory + (r + 3) % 3 * scratch_row(shape); }
 

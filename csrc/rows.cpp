@@ -23,13 +23,13 @@ template <typename T>
 void run_copy_and_sum(const T* x, T* out, float* class_sums, float* patch_sums, int64_t frames, int64_t tokens,
                       bool class_token, int64_t columns, int threads) {
     const int useful = threads_for(threads, frames * tokens * columns);
-    const auto sums = sum_over_tasks(useful, frames, 2 * columns, [&](int, int64_t frame, float* own) {
+    const float* sums = sum_over_tasks(useful, frames, 2 * columns, [&](int64_t frame, float* own) {
         const int64_t at = frame * tokens * columns, rest = at + class_token * columns;
         if (class_token) kernels<T>().copy_and_sum(x + at, out ? out + at : nullptr, own, 1, columns);
         kernels<T>().copy_and_sum(x + rest, out ? out + rest : nullptr, own + columns, tokens - class_token, columns);
     });
-    std::copy_n(sums.data(), columns, class_sums);
-    std::copy_n(sums.data() + columns, columns, patch_sums);
+    std::copy_n(sums, columns, class_sums);
+    std::copy_n(sums + columns, columns, patch_sums);
 }
 
 template <typename T>
@@ -46,11 +46,11 @@ void run_activation_backward(Activation kind, const T* h, const T* dg, T* g, T* 
                              int64_t columns, int threads) {
     const int64_t blocks = (rows + row_block - 1) / row_block;
     const int useful = threads_for(threads, rows * columns);
-    const auto total = sum_over_tasks(useful, blocks, columns, [&](int, int64_t block, float* own) {
+    const float* total = sum_over_tasks(useful, blocks, columns, [&](int64_t block, float* own) {
         const int64_t first = block * row_block, count = std::min(row_block, rows - first), at = first * columns;
         kernels<T>().activation_backward(kind, h + at, dg + at, g ? g + at : nullptr, dh + at, own, count, columns);
     });
-    std::copy_n(total.data(), columns, sums);
+    std::copy_n(total, columns, sums);
 }
 
 #define M2CLIP_INSTANTIATE(T)                                                                                          \
