@@ -7,7 +7,7 @@ HERE := $(CURDIR)
 # One process a core, one thread a process: more threads than cores make everything slower.
 TEST_ENV := OMP_NUM_THREADS=1 MPLBACKEND=Agg
 
-.PHONY: help demo test lint types sanitize install bench clean
+.PHONY: help demo test lint types sanitize install bench bench-ops clean
 .DEFAULT_GOAL := help
 
 help:
@@ -15,7 +15,8 @@ help:
 	@echo "make test      run the tests"
 	@echo "make lint      ruff and mypy"
 	@echo "make sanitize  run the C++ kernels under the address, undefined-behaviour and thread sanitizers"
-	@echo "make bench     time one training step against the authors' formulation"
+	@echo "make bench     time adapters, losses and a training step against the authors' code (half an hour, quiet machine)"
+	@echo "make bench-ops time every operation with pytest-benchmark and keep the numbers as history"
 	@echo "make clean     remove build products; the environment ($(VENV)) stays"
 
 $(BIN)/python:
@@ -55,7 +56,14 @@ sanitize: install
 	$(BIN)/python tools/sanitize.py
 
 bench: install
+	$(BIN)/python benchmarks/adapter_speed.py
+	$(BIN)/python benchmarks/mixer_speed.py
+	$(BIN)/python benchmarks/loss_speed.py
 	$(BIN)/python benchmarks/train_speed.py
+
+bench-ops: install
+	$(BIN)/python -m pytest benchmarks/ops --benchmark-autosave \
+		--benchmark-storage=file://benchmarks/results/cpu/history
 
 clean:
 	rm -rf build dist *.egg-info m2clip/_native*.so m2clip/_native_missing.txt .pytest_cache .mypy_cache .ruff_cache
