@@ -112,7 +112,7 @@ class NativeMixer:
         return self.u
 
     def backward(self) -> list[Tensor]:
-        te_weight, te_bias, _, td_weight, td_bias, td_down = self.mixer.backward(self.h, self.du, None, self.dh)
+        te_weight, te_bias, _, td_weight, td_bias, td_down = self.mixer.backward(self.h, self.du, self.dh)
         return [self.dh, te_weight, te_bias, td_weight, td_bias, td_down]
 
     def runs(self) -> dict[str, Callable[[], Any]]:

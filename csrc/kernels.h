@@ -16,7 +16,8 @@ struct MixerShape {
     int64_t clips, frames, tokens;  // tokens of a frame, the class token included
     int64_t grid_height, grid_width;
     int64_t width;              // R
-    int64_t columns;            // of a row of h, u, du and dh
+    int64_t columns;            // of a row of u, du and dh
+    int64_t h_columns;          // from a row of h to the next: more than `columns` where h holds another branch as well
     int64_t difference_column;  // R, or 0 where the branches share columns or the temporal one is off
     bool class_token, temporal, difference;
 

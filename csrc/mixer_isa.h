@@ -16,8 +16,8 @@ struct Frames {
 };
 
 template <typename T>
-Frames<T> frames_of(const MixerShape& s, const T* tensor, const MixerTask& task) {
-    const int64_t frame_size = s.tokens * s.columns;
+Frames<T> frames_of(const MixerShape& s, const T* tensor, int64_t columns, const MixerTask& task) {
+    const int64_t frame_size = s.tokens * columns;
     const T* here = tensor + (task.clip * s.frames + task.frame) * frame_size;
     return {here, task.frame > 0 ? here - frame_size : nullptr, task.frame + 1 < s.frames ? here + frame_size : nullptr};
 }
@@ -54,7 +54,7 @@ struct Ring {
 // d_t = h_t - h_{t-1} + b, or b for the first frame.
 template <typename T>
 void difference_patch(const MixerShape& s, const Frames<T>& h, const float* bias, int64_t token, float* out) {
-    const int64_t at = token * s.columns + s.difference_column;
+    const int64_t at = token * s.h_columns + s.difference_column;
     for_channels(s.width, [&]<int N>(int64_t c) {
         Vec<N> d = load<N>(bias + c);
         if (h.before) d += load<N>(h.here + at + c) - load<N>(h.before + at + c);
@@ -96,12 +96,12 @@ inline void convolve_row(const MixerShape& s, const Ring& ring, int64_t r, const
 template <typename T>
 void temporal_forward(const MixerShape& s, const MixerWeights& w, const Frames<T>& h, const MixerTask& task, T* u) {
     for (int64_t token = task.first_token; token < task.end_token; ++token) {
-        const int64_t at = token * s.columns;
+        const int64_t at = token * s.h_columns;
         for_channels(s.width, [&]<int N>(int64_t c) {
             Vec<N> sum = load<N>(w.temporal_bias + c) + load<N>(w.temporal_taps + s.width + c) * load<N>(h.here + at + c);
             if (h.before) sum += load<N>(w.temporal_taps + c) * load<N>(h.before + at + c);
             if (h.after) sum += load<N>(w.temporal_taps + 2 * s.width + c) * load<N>(h.after + at + c);
-            store<N>(u + at + c, sum);
+            store<N>(u + token * s.columns + c, sum);
         });
     }
 }
@@ -128,8 +128,8 @@ template <typename T>
 void mixer_forward(const MixerForward<T>& args, const MixerTask& task, float* scratch) {
     const MixerShape& s = args.shape;
     const MixerWeights& w = args.weights;
-    const Frames<T> h = frames_of(s, args.h, task);
-    T* u = args.u + (h.here - args.h);
+    const Frames<T> h = frames_of(s, args.h, s.h_columns, task);
+    T* u = args.u + (task.clip * s.frames + task.frame) * s.tokens * s.columns;
     if (s.temporal) temporal_forward(s, w, h, task, u);
     if (!s.difference) return;
     if (!s.summed()) clear_class_token(s, task, u);
@@ -154,16 +154,16 @@ void temporal_backward(const MixerBackward<T>& args, const Frames<T>& h, const F
         const Vec<N> w0 = load<N>(taps + c), w1 = load<N>(taps + s.width + c), w2 = load<N>(taps + 2 * s.width + c);
         Vec<N> sum0 = zero, sum1 = zero, sum2 = zero, bias = zero, down = zero;
         for (int64_t token = first; token < end; ++token) {
-            const int64_t at = token * s.columns + c;
+            const int64_t at = token * s.columns + c, h_at = token * s.h_columns + c;
             const Vec<N> g = load<N>(du.here + at);
             Vec<N> gradient = w1 * g;
-            sum1 += g * load<N>(h.here + at);
+            sum1 += g * load<N>(h.here + h_at);
             if (h.before) {
-                sum0 += g * load<N>(h.before + at);
+                sum0 += g * load<N>(h.before + h_at);
                 gradient += w2 * load<N>(du.before + at);
             }
             if (h.after) {
-                sum2 += g * load<N>(h.after + at);
+                sum2 += g * load<N>(h.after + h_at);
                 gradient += w0 * load<N>(du.after + at);
             }
             bias += g;
@@ -242,8 +242,8 @@ void difference_backward(const MixerBackward<T>& args, const Frames<T>& h, const
 template <typename T>
 void mixer_backward(const MixerBackward<T>& args, const MixerTask& task, float* scratch, float* sums) {
     const MixerShape& s = args.shape;
-    const Frames<T> h = frames_of(s, args.h, task), du = frames_of(s, args.du, task);
-    T* dh = args.dh + (h.here - args.h);
+    const Frames<T> h = frames_of(s, args.h, s.h_columns, task), du = frames_of(s, args.du, s.columns, task);
+    T* dh = args.dh + (du.here - args.du);
     if (s.temporal) {
         for (int64_t first = task.first_token; first < task.end_token; first += sum_block) {
             const int64_t end = first + sum_block < task.end_token ? first + sum_block : task.end_token;

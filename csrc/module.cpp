@@ -30,8 +30,9 @@ T* at(Address address) {
 }
 
 MixerShape mixer_shape(int64_t clips, int64_t frames, int64_t tokens, int64_t height, int64_t width, int64_t channels,
-                       bool class_token, bool temporal, bool difference, bool shared) {
-    MixerShape shape{clips, frames, tokens, height, width, channels, channels, 0, class_token, temporal, difference};
+                       int64_t h_columns, bool class_token, bool temporal, bool difference, bool shared) {
+    MixerShape shape{clips,    frames,    tokens, height,      width,    channels,
+                     channels, h_columns, 0,      class_token, temporal, difference};
     if (temporal && difference && !shared) {
         shape.columns = 2 * channels;
         shape.difference_column = channels;

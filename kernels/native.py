@@ -73,7 +73,8 @@ class Mixer:
         difference: conv_weight (R, 1, 3, 3), conv_bias (R,) and the bias (R,) of the down-projection, or empty.
         shared: both branches read the same R columns and their results are summed.
 
-    Rows h, u, du and dh are contiguous (B*T, L, C); C is 2R with two projections (TE's columns first), else R.
+    Rows h, u, du and dh are (B*T, L, C); C is 2R with two projections (TE's columns first), else R. All are contiguous,
+    but h may be some columns of a wider contiguous tensor.
     """
 
     def __init__(self, temporal: list[Tensor], difference: list[Tensor], shared: bool, geometry: Geometry) -> None:
@@ -118,7 +119,7 @@ class Mixer:
         frames, tokens, _ = h.shape
         num_frames, grid, class_token = self.geometry
         switches = (class_token, bool(self.temporal), bool(self.difference), self.shared)
-        return extension.MixerShape(frames // num_frames, num_frames, tokens, *grid, self.width, *switches)
+        return extension.MixerShape(frames // num_frames, num_frames, tokens, *grid, self.width, h.stride(1), *switches)
 
 
 def add_bias(x: Tensor, class_bias: Tensor, patch_bias: Tensor, class_token: bool, out: Tensor) -> None:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from .native import activate, activate_backward, add_bias, copy_and_sum, workspace
-from .native_ted import Sums, chunk_rows, in_layout_of
+from .native_ted import Sums, chunk_rows
+from .ted_gradients import in_layout_of
 
 
 def forward(
@@ -81,8 +82,8 @@ def backward(
         return dx, []
     if not sums.total:  # an empty batch
         return dx, [torch.zeros_like(tensor) for tensor in weights]
-    total = sums.total
-    gradients = [total["down"], total["down bias"], total["up"] * scale, total["up bias"] * scale]
+    down_sum, up_sum, bias_sum, offset_sum = (sums.total[name][0] for name in ("down", "up", "down bias", "up bias"))
+    gradients = [down_sum, bias_sum, up_sum * scale, offset_sum * scale]
     return dx, [in_layout_of(tensor, gradient) for tensor, gradient in zip(weights, gradients, strict=True)]
 
 

@@ -9,8 +9,6 @@ from torch import Tensor
 
 from .weights import TEDWeights
 
-WIDEST_TOGETHER = 128  # R up to which both branches are projected at once
-
 
 class Geometry(NamedTuple):
     """How the rows of a (B*T, L, D) tensor are clips, frames and patches."""
@@ -33,26 +31,20 @@ class Branches(NamedTuple):
     def shared(self) -> bool:
         return len(self.difference) == 2
 
-    def difference_conv(self) -> list[Tensor]:
-        """conv_weight and conv_bias of the difference branch."""
-        return self.difference if self.shared else self.difference[2:4]
-
     def projections(self) -> list[list[Tensor]]:
         """The six tensors of every down- and up-projection that exists, TE's first."""
         return [part for part in (self.temporal, self.difference) if len(part) == 6]
 
-    def steps(self) -> list[Branches]:
-        """What is projected together: narrow branches, whose products would not fill the machine one by one, or those
-        that share their projections; wide ones follow each other, which halves the memory between the projections."""
-        if len(self.projections()) == 2 and self.temporal[0].shape[0] > WIDEST_TOGETHER:
-            return [Branches(self.temporal, []), Branches([], self.difference)]
-        return [self]
+    def difference_arguments(self) -> list[Tensor]:
+        """What the mixer takes of the difference branch: conv_weight, conv_bias and the down-projection's bias."""
+        if not self.difference:
+            return []
+        conv = self.difference if self.shared else self.difference[2:4]
+        return [*conv, self.temporal[1] if self.shared else self.difference[1]]
 
-    def hidden_shape(self, x: Tensor) -> tuple[int, ...]:
-        """Shape of h, all that is kept between the projections of x (B*T, L, D): (steps, B*T, L, C)."""
-        steps = self.steps()
-        columns = sum(part[0].shape[0] for part in steps[0].projections())
-        return len(steps), x.shape[0], x.shape[1], columns
+    def hidden_shape(self, x: Tensor) -> tuple[int, int, int]:
+        """Shape of h, all that lies between the projections of x (B*T, L, D): (B*T, L, C), TE's columns first."""
+        return x.shape[0], x.shape[1], sum(part[0].shape[0] for part in self.projections())
 
     def down_weight(self) -> Tensor:
         """(C, D): the down-projections below each other."""

@@ -16,6 +16,7 @@ class MixerShape:
         height: int,
         width: int,
         channels: int,
+        h_columns: int,
         class_token: bool,
         temporal: bool,
         difference: bool,

@@ -93,6 +93,14 @@ struct Restatement {
     }
 };
 
+// h with other columns, not to be read, between its rows.
+Values widened(const MixerShape& s, const Values& h) {
+    const int64_t rows = rows_of(s);
+    Values wide(rows ? (rows - 1) * s.h_columns + s.columns : 0, std::nan(""));
+    for (int64_t n = 0; n < rows; ++n) std::copy_n(&h[n * s.columns], s.columns, &wide[n * s.h_columns]);
+    return wide;
+}
+
 template <typename T>
 void check_shape(const MixerShape& s, const std::string& where) {
     const size_t size = rows_of(s) * s.columns, width = s.width;
@@ -117,7 +125,7 @@ void check_shape(const MixerShape& s, const std::string& where) {
     };
 
     check(where + ", forward", {{"u", truth.u, rounding<T>}}, [&](int threads) {
-        const Buffer<T> in(h), out(size);
+        const Buffer<T> in(widened(s, h)), out(size);
         with_parameters([&](const MixerParameters& p) { run_mixer_forward(s, p, in.data(), out.data(), threads); });
         return std::vector<Values>{out.values()};
     });
@@ -136,7 +144,7 @@ void check_shape(const MixerShape& s, const std::string& where) {
         expected.push_back({"gradient of difference_down_bias", truth.difference_down_bias, sums});
     }
     check(where + ", backward", expected, [&](int threads) {
-        const Buffer<T> in(h), slope(du), dh(size);
+        const Buffer<T> in(widened(s, h)), slope(du), dh(size);
         const Buffer<float> tw(width * 3), tb(width), td(width), dw(width * 9), db(width), dd(width);
         MixerGradients g{};
         if (s.temporal) {
@@ -190,6 +198,7 @@ void check_mixer() {
                 shape.grid_width = size.width;
                 shape.width = size.channels;
                 shape.columns = layout.separate ? 2 * size.channels : size.channels;
+                shape.h_columns = shape.columns + (class_token ? 3 : 0);
                 shape.difference_column = layout.separate ? size.channels : 0;
                 shape.class_token = class_token;
                 shape.temporal = layout.temporal;
