@@ -79,7 +79,7 @@ def _chunk(weight: Tensor) -> int:
 def _logits(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     shape = (len(rows), len(weight))
     if rows.device.type == "cpu":
-        logits = native.workspace("logits", shape, rows.dtype)
+        logits = native.workspace(shape, rows.dtype)
     else:
         logits = rows.new_empty(shape)
     return torch.addmm(bias, rows, weight.t(), out=logits)

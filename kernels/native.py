@@ -46,22 +46,22 @@ _KEPT_BYTES = 32 * 2**20  # a workspace larger than this is given back after its
 _local = threading.local()
 
 
-def workspace(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Uninitialised memory that the next call of the same name on this thread will use again.
+def workspace(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Uninitialised memory, until the next call on this thread: that one is given the same.
 
     A fresh allocation of some megabytes costs more in page faults than the kernels that write it.
     """
     size = torch.Size(shape).numel()
     if size * dtype.itemsize > _KEPT_BYTES:
         return torch.empty(shape, dtype=dtype)
-    kept = _local.__dict__.get(name)
-    if kept is None or kept.dtype != dtype or kept.numel() < size:
-        kept = _local.__dict__[name] = torch.empty(size, dtype=dtype)
-    return kept[:size].view(shape)
+    kept: Tensor | None = getattr(_local, "memory", None)
+    if kept is None or kept.nbytes < size * dtype.itemsize:
+        kept = _local.memory = torch.empty(size * dtype.itemsize, dtype=torch.uint8)
+    return kept[: size * dtype.itemsize].view(dtype).view(shape)
 
 
 def forget_workspaces() -> None:
-    """Give back the memory that this thread's calls have kept."""
+    """Give back the memory that this thread keeps for its calls."""
     _local.__dict__.clear()
 
 

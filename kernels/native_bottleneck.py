@@ -30,8 +30,8 @@ def forward(
     for rows in _chunks(x, down):
         part, out = x[rows], y[rows]
         shape = (part.shape[0], width)
-        hidden = h[rows] if keep else workspace("h", shape, x.dtype)
-        activated = workspace("u", shape, x.dtype)
+        activated, *rest = workspace((1 if keep else 2, *shape), x.dtype)
+        hidden = h[rows] if keep else rest[0]
         torch.addmm(down_bias, part, down.t(), out=hidden)
         activate(activation, hidden, activated)
         if residual:
@@ -60,8 +60,8 @@ def backward(
     sums = Sums(x.dtype)
     for rows in _chunks(x, down):
         part, gradient, hidden = x[rows], dy[rows], h[rows]
-        dg, dh = (workspace(name, tuple(hidden.shape), x.dtype) for name in ("du", "dh"))
-        g = workspace("u", tuple(hidden.shape), x.dtype) if need_w else None
+        dg, dh, *rest = workspace((3 if need_w else 2, *hidden.shape), x.dtype)
+        g = rest[0] if need_w else None
         torch.mm(gradient, up, out=dg)
         if scale != 1:
             dg *= scale

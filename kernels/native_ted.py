@@ -30,8 +30,8 @@ def forward(x: Tensor, branches: Branches, geometry: Geometry, residual: bool, k
     for frames in _chunks(x, branches, geometry):
         source, out = x[frames], y[frames]
         shape = (*source.shape[:2], down.shape[0])
-        hidden = h[frames] if keep else workspace("h", shape, x.dtype)
-        mixed = workspace("u", shape, x.dtype)
+        mixed, *rest = workspace((1 if keep else 2, *shape), x.dtype)
+        hidden = h[frames] if keep else rest[0]
         if down_bias is None:
             torch.mm(_rows(source), down.t(), out=_rows(hidden))
         else:
@@ -59,7 +59,7 @@ def backward(
     for frames in _chunks(x, branches, geometry):
         source, slope, hidden = x[frames], dy[frames], h[frames].split(columns, dim=2)
         for step, (down, up, mixer) in enumerate(steps):
-            mixed, dh = (workspace(name, (*source.shape[:2], columns), x.dtype) for name in ("u", "dh"))
+            mixed, dh = workspace((2, *source.shape[:2], columns), x.dtype)
             if need_w:
                 mixer.forward(hidden[step], mixed)
                 sums[step].add_product("up", _rows(slope).t(), _rows(mixed))
