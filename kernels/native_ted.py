@@ -116,7 +116,8 @@ class Sums:
     def products(self) -> Products:
         """What has been added under the names down, up, rows and small."""
         total = self.total
-        return Products(total["down"][0], total["up"][0], *total["rows"], total["small"])
+        class_sum, patch_sum = total["rows"]
+        return Products(total["down"][0], total["up"][0], class_sum, patch_sum, total["small"])
 
 
 def chunk_rows(columns: int, dtype: torch.dtype) -> int:
