@@ -58,6 +58,7 @@ sanitize: install
 bench: install
 	$(BIN)/python benchmarks/adapter_speed.py
 	$(BIN)/python benchmarks/mixer_speed.py
+	$(BIN)/python benchmarks/bottleneck_speed.py
 	$(BIN)/python benchmarks/loss_speed.py
 	$(BIN)/python benchmarks/train_speed.py
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,10 @@ def shade(name: str) -> str:
     return {EAGER: REFERENCE_SHADE, COMPILED: COMPILED_SHADE}.get(name, QUIET)
 
 
-def draw(results: Mapping[str, Any], path: Path) -> Path:
-    """Draw all cases of loss_speed.json into a PNG; returns its path."""
+def draw(
+    results: Mapping[str, Any], path: Path, what: str = "Losses", title: Callable[[Mapping[str, Any]], str] = title
+) -> Path:
+    """Draw all cases of loss_speed.json, or of a file of the same form, into a PNG; returns its path."""
     cases = results["cases"]
     heights = [0.75 + 0.27 * len(case["passes"][PASSES[0]]["variants"]) for case in cases]
     with figure(11.5, sum(heights) + 0.7) as drawn:
@@ -46,7 +48,7 @@ def draw(results: Mapping[str, Any], path: Path) -> Path:
             row[1].set_title(title(case), fontsize=9, fontweight="normal", color=FAINT)
             row[1].set_yticks([])
         drawn.suptitle(
-            f"Losses: time of a call on {results['device']}, and times faster than eager PyTorch; "
+            f"{what}: time of a call on {results['device']}, and times faster than eager PyTorch; "
             "dotted: the bare GEMMs",
             x=0.01,
             ha="left",

@@ -94,7 +94,7 @@ def measure(case: Case, device: torch.device, args: argparse.Namespace) -> tuple
     return {**asdict(case), "dim": DIM, "passes": passes, "not_run": not_run}, wrong
 
 
-def show(result: Mapping[str, Any]) -> None:
+def show(result: Mapping[str, Any], title: str) -> None:
     """Print a case: spread is the distance of the 20th and 80th percentile over the median."""
     for which, numbers in result["passes"].items():
         unit, factor = unit_for(numbers)
@@ -108,7 +108,7 @@ def show(result: Mapping[str, Any]) -> None:
             ratios = [f"{over[base]['median']:.2f}x" if base in over else "-" for base in (EAGER, COMPILED)]
             share = f"{100 * own['floor_fraction']['median']:.0f} %" if over else "-"
             rows.append([name, digits(middle * factor), spread, *ratios, share])
-        print_line(f"\n{result['name']}, {which} in {unit}: {loss_plot.title(result)}")
+        print_line(f"\n{result['name']}, {which} in {unit}: {title}")
         console().print(table(("", "median", "spread", "vs\neager", "vs\ncompile", "of\nfloor"), rows, numbers=5))
     for name, reason in result["not_run"].items():
         print_line(f"{name}: not run, {reason}")
@@ -123,7 +123,7 @@ def main() -> None:
         if args.cases and case.name not in args.cases:
             continue
         result, wrong = measure(case, device, args)
-        show(result)
+        show(result, loss_plot.title(result))
         cases.append(result)
         complaints += wrong
     config = {
