@@ -45,6 +45,7 @@ from m2clip.text import IGNORE
 
 AUTHORS, REFERENCE, OURS = "authors", "m2clip reference", "m2clip"  # ours without and with accelerated kernels
 VARIANTS = (AUTHORS, REFERENCE, OURS)
+LEARNING_RATE = 0.0  # the optimiser does all its work, and every step starts from the same weights
 
 
 def arguments() -> argparse.Namespace:
@@ -81,7 +82,7 @@ def build(args: argparse.Namespace, wanted: tuple[str, ...]) -> dict[str, Callab
         masked, targets = model.masker(labels.tolist(), uniform)
         words = torch.full((args.batch, length), IGNORE).scatter(1, masked.positions, targets).to(device)
         masked_tokens = F.pad(masked.tokens, (0, length - masked.tokens.shape[1])).to(device)
-        their_optimizer = torch.optim.AdamW(theirs.parameters(), lr=1e-5)
+        their_optimizer = torch.optim.AdamW(theirs.parameters(), lr=LEARNING_RATE)
         scale = clip.logit_scale.exp().item()
 
         def authors_step() -> float:
@@ -89,7 +90,7 @@ def build(args: argparse.Namespace, wanted: tuple[str, ...]) -> dict[str, Callab
             return step(total_loss(parts), their_optimizer)
 
         steps[AUTHORS] = authors_step
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LEARNING_RATE)
 
     def our_step(backend: str) -> float:
         with kernels.use_backend(backend):
