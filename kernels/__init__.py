@@ -2,7 +2,6 @@
 
 from .dispatch import BACKENDS, BackendState, Choice, backend_states, explain, use_backend
 from .functional import (
-    available_backends,
     bottleneck_adapter,
     cosine_cross_entropy,
     masked_word_loss,
@@ -18,7 +17,6 @@ __all__ = [
     "BranchWeights",
     "Choice",
     "TEDWeights",
-    "available_backends",
     "backend_states",
     "bottleneck_adapter",
     "cosine_cross_entropy",

@@ -56,7 +56,7 @@ def ted_adapter(
     for name, kernel in (("temporal", (1, 3)), ("difference", (1, 3, 3))):
         branch = getattr(weights, name)
         if branch is not None:
-            _check_branch(name, branch, x.shape[2], kernel)
+            _check_branch(name, branch, x, kernel)
     _check_shared(weights)
     if grid[0] * grid[1] == 0:
         weights = weights._replace(difference=None)  # no patches: nothing for the difference branch
@@ -111,6 +111,7 @@ def bottleneck_adapter(
     expected = (("down_weight", down_weight, (width, dim)), ("down_bias", down_bias, (width,)))
     for name, tensor, shape in (*expected, ("up_weight", up_weight, (dim, width)), ("up_bias", up_bias, (dim,))):
         _check_shape(name, tensor, shape)
+        _check_device(name, tensor, x)
     weights = [down_weight, down_bias, up_weight, up_bias]
     if dispatch.choose("bottleneck_adapter", x, backend) == "reference":
         down_weight, down_bias, up_weight, up_bias = (tensor.to(x.dtype) for tensor in weights)
@@ -252,11 +253,6 @@ def patch_grid(num_patches: int, grid: tuple[int, int] | None = None) -> tuple[i
     return side, side
 
 
-def available_backends() -> dict[str, str]:
-    """Backends of this installation and what each is, for `m2clip info`."""
-    return {"reference": "plain PyTorch, any device"}
-
-
 def _cast(weights: TEDWeights, dtype: torch.dtype) -> TEDWeights:
     def cast(branch: BranchWeights | None) -> BranchWeights | None:
         return None if branch is None else BranchWeights(*(tensor.to(dtype) for tensor in branch))
@@ -274,11 +270,12 @@ def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
 
 
-def _check_branch(name: str, branch: BranchWeights, dim: int, kernel: tuple[int, ...]) -> None:
-    width = branch.down_weight.shape[0]
+def _check_branch(name: str, branch: BranchWeights, x: Tensor, kernel: tuple[int, ...]) -> None:
+    width, dim = branch.down_weight.shape[0], x.shape[2]
     shapes = ((width, dim), (width,), (width, *kernel), (width,), (dim, width), (dim,))
     for field, tensor, shape in zip(branch._fields, branch, shapes, strict=True):
         _check_shape(f"{name}.{field}", tensor, shape)
+        _check_device(f"{name}.{field}", tensor, x)
 
 
 def _check_shared(weights: TEDWeights) -> None:
@@ -319,7 +316,7 @@ def _check_labels(name: str, labels: Tensor, rows: Tensor) -> None:
 
 def _check_device(name: str, tensor: Tensor, other: Tensor) -> None:
     if tensor.device != other.device:
-        raise ValueError(f"{name} is on {tensor.device} and the features are on {other.device}")
+        raise ValueError(f"{name} is on {tensor.device} and the other tensors are on {other.device}: move one of them")
 
 
 def _full_precision(x: Tensor) -> AbstractContextManager[object]:

@@ -43,6 +43,15 @@ def test_auto_takes_native_on_the_cpu_and_reference_for_what_it_cannot(adapter, 
 
 
 @needs_extension
+def test_auto_leaves_small_bottlenecks_to_the_reference_and_says_why():
+    small = kernels.explain("bottleneck_adapter", torch.randn(16, 32))
+    assert small.backend == "reference"
+    assert "slower than the reference on so little: 512 values" in small.others["native"]
+    assert kernels.explain("bottleneck_adapter", torch.randn(400, 512)).backend == "native"
+    assert kernels.explain("bottleneck_adapter", torch.randn(16, 32), backend="native").backend == "native"
+
+
+@needs_extension
 def test_a_block_sets_what_auto_means_and_ends(adapter, calls):
     x = torch.randn(4, 5, 8)
     with kernels.use_backend("reference"):
@@ -69,6 +78,7 @@ def test_a_block_sets_what_auto_means_and_ends(adapter, calls):
 )
 def test_native_asked_for_by_name_says_why_it_cannot(adapter, make, words):
     x = make(torch.randn(4, 5, 8))
+    adapter.to(x.device)
     with pytest.raises(ValueError, match=f"backend 'native' cannot run ted_adapter here: .*{words}"):
         kernels.ted_adapter(x, adapter.weights(), 2, backend="native")
     with kernels.use_backend("native"), pytest.raises(ValueError, match=words):

@@ -295,7 +295,7 @@ def test_a_loss_on_two_devices_is_told():
         ((v, w, targets.to("meta"), scale), "targets"),
         ((v, w, targets, scale.to("meta")), "logit_scale"),
     ):
-        with pytest.raises(ValueError, match=f"^{name} is on meta and the features are on cpu"):
+        with pytest.raises(ValueError, match=f"^{name} is on meta and the other tensors are on cpu"):
             kernels.cosine_cross_entropy(*args)
 
 

@@ -30,7 +30,7 @@ class Adapters(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.visual = m2clip.TEDAdapter(12, 8, 2, **layout)
-        self.text = m2clip.adapters.TextAdapter(12, 8)
+        self.text = m2clip.adapters.TextAdapter(12, 8, backend="native")  # by itself it would take the reference
         for parameter in self.parameters():
             nn.init.normal_(parameter, std=0.3)
 

@@ -233,6 +233,18 @@ def test_strided_input_equals_contiguous_input():
         (lambda w, x: kernels.ted_adapter(x, w, 2, grid=(3, 2)), ValueError, "3x2 does not hold 4"),
         (lambda w, x: kernels.ted_adapter(x.long(), w, 2), TypeError, "floating-point"),
         (lambda w, x: kernels.ted_adapter(x[..., :5], w, 2), ValueError, "temporal.down_weight must have shape"),
+        (
+            lambda w, x: kernels.ted_adapter(
+                x, w._replace(difference=w.difference._replace(conv_bias=torch.empty(WIDTH, device="meta"))), 2
+            ),
+            ValueError,
+            "difference.conv_bias is on meta and the other tensors are on cpu",
+        ),
+        (
+            lambda w, x: kernels.ted_adapter(x, w._replace(shared=True), 2),
+            ValueError,
+            "shared=True, but temporal.down_weight and difference.down_weight are not the same tensor",
+        ),
         (lambda w, x: kernels.ted_adapter(x, w, 2, backend="warp"), ValueError, "unknown backend 'warp'"),
         (
             lambda w, x: kernels.bottleneck_adapter(x, *w.temporal[:2], *w.temporal[4:], activation="tanh"),
