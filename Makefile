@@ -38,8 +38,10 @@ install: $(BIN)/python
 demo: install
 	$(BIN)/m2clip demo --output demo
 
+# The second run takes the Triton kernels through Triton's interpreter, which a whole process is in or not.
 test: install
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2
+	TRITON_INTERPRET=1 $(TEST_ENV) $(BIN)/python -m pytest -n 2 tests/interpreted
 
 lint: install
 	$(BIN)/ruff check .

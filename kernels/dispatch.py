@@ -6,9 +6,11 @@ runs, or the reason why it cannot is raised.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
@@ -27,6 +29,20 @@ _PREFERENCE = {"cpu": ("native",)}
 _FEW_VALUES = 2**17
 _MASKED_WORDS = "masked_word_loss is one implementation for all devices, made of torch's own products"
 
+_DTYPES = {"native": tuple(native.DTYPES), "triton": (torch.float32, torch.float16, torch.bfloat16)}
+_LEAST_CAPABILITY = (8, 0)
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's own switch: kernels run on CPU tensors, slowly
+
+
+def _why_no_triton() -> str | None:
+    if find_spec("triton") is None:
+        return "Triton is not installed"
+    if not _INTERPRETED and not torch.cuda.is_available():
+        return "Triton kernels need an NVIDIA GPU, and PyTorch sees none"
+    return None
+
+
+_TRITON_MISSING = _why_no_triton()
 _in_force: ContextVar[str] = ContextVar("m2clip_backend", default="auto")
 
 
@@ -61,6 +77,8 @@ def backend_states() -> dict[str, BackendState]:
 
 
 def _what_it_is(name: str) -> str:
+    if name == "triton":
+        return "Triton kernels for ted_adapter" + (", by the interpreter on the CPU" if _INTERPRETED else "")
     if name == "native":
         return f"compiled kernels for the CPU, {native.extension.instruction_set()}"
     return "plain PyTorch, any device"
@@ -68,8 +86,10 @@ def _what_it_is(name: str) -> str:
 
 def _missing(name: str) -> str | None:
     """Why this installation does not have a backend, or None if it does."""
-    if name in ("triton", "cuda"):
-        return f"this version of m2clip has no {name} kernels"
+    if name == "triton":
+        return _TRITON_MISSING
+    if name == "cuda":
+        return "this version of m2clip has no cuda kernels"
     if name == "native" and native.extension is None:
         return f"the compiled extension m2clip._native is missing: {native.MISSING}"
     return None
@@ -152,18 +172,30 @@ def _refusal(name: str, op: str, x: Tensor) -> str | None:
         return missing
     if op == "masked_word_loss":
         return _MASKED_WORDS
-    if x.device.type != "cpu":
-        return f"it runs on the CPU, and the tensors are on {x.device}"
+    if name == "triton" and op != "ted_adapter":
+        return "it has kernels for ted_adapter alone"
+    device = device_of(name)
+    if x.device.type != device:
+        return f"it runs on a {device} device, and the tensors are on {x.device}"
+    if device == "cuda" and torch.cuda.get_device_capability(x.device) < _LEAST_CAPABILITY:
+        return "it needs a GPU of compute capability 8.0 or newer"
     dtype = compute_dtype(op, x)
-    if dtype not in native.DTYPES:
+    if dtype not in _DTYPES[name]:
         return f"it has no kernels for {dtype}"
     if not torch.compiler.is_compiling() and torch._C._functorch.maybe_current_level() is not None:
         return "it cannot run inside a torch.func transform"
     return None
 
 
+def device_of(backend: str) -> str:
+    """The kind of device whose tensors a backend takes; of the reference, which takes any, the CPU."""
+    return "cuda" if backend in ("triton", "cuda") and not _INTERPRETED else "cpu"
+
+
 def _slower(name: str, op: str, x: Tensor) -> str | None:
     """Why a backend that could run `op` on x is not chosen by "auto", or None if it pays."""
+    if name == "triton":
+        return "not yet measured on a GPU, so it runs only when asked for by name"
     if name == "native" and op == "bottleneck_adapter" and x.numel() < _FEW_VALUES:
         return f"slower than the reference on so little: {x.numel()} values, fewer than {_FEW_VALUES}"
     return None

@@ -61,14 +61,15 @@ def ted_adapter(
     if grid[0] * grid[1] == 0:
         weights = weights._replace(difference=None)  # no patches: nothing for the difference branch
     nothing = weights.temporal is None and weights.difference is None
-    if dispatch.choose("ted_adapter", x, backend) == "reference" or nothing:
+    chosen = dispatch.choose("ted_adapter", x, backend)
+    if chosen == "reference" or nothing:
         return reference.ted_adapter(x, _cast(weights, x.dtype), num_frames, grid, class_token, sequential)
     dtype, geometry = dispatch.compute_dtype("ted_adapter", x), Geometry(num_frames, grid, class_token)
     for branches in Branches.in_turn(weights, dtype) if sequential else [Branches.of(weights, dtype)]:
         if x.dtype == dtype:
-            x = ops.ted_adapter(x, branches, geometry, residual=True)
+            x = ops.ted_adapter(x, branches, geometry, True, chosen)
         else:  # autocast: the residual stream keeps its precision
-            x = x + ops.ted_adapter(x.to(dtype), branches, geometry, residual=False)
+            x = x + ops.ted_adapter(x.to(dtype), branches, geometry, False, chosen)
     return x
 
 

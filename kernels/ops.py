@@ -20,7 +20,9 @@ from .operands import Branches, Geometry
 
 LIBRARY = torch.library.Library("m2clip", "FRAGMENT")
 
-_TED = "Tensor[] temporal, Tensor[] difference, int num_frames, int[] grid, bool class_token, bool residual"
+_TED = (
+    "Tensor[] temporal, Tensor[] difference, int num_frames, int[] grid, bool class_token, bool residual, str backend"
+)
 LIBRARY.define(f"ted_adapter(Tensor x, {_TED}, bool keep) -> (Tensor, Tensor)")
 LIBRARY.define(f"ted_adapter_backward(Tensor dy, Tensor x, Tensor h, {_TED}, bool need_x, bool need_w) -> Tensor[]")
 _BOTTLENECK = "Tensor[] weights, str activation, float scale, bool residual"
@@ -39,19 +41,28 @@ def watched(*tensors: Tensor) -> bool:
     )
 
 
+def _ted_module(backend: str) -> Any:
+    """Where a backend's forward and backward are; Triton is imported where it is used."""
+    if backend == "native":
+        return native_ted
+    from .triton import ted
+
+    return ted
+
+
 def _ted_forward(x: Tensor, temporal: list[Tensor], difference: list[Tensor], *options: Any) -> tuple[Tensor, Tensor]:
-    num_frames, grid, class_token, residual, keep = options
+    num_frames, grid, class_token, residual, backend, keep = options
     geometry = Geometry(num_frames, (grid[0], grid[1]), class_token)
-    return native_ted.forward(x, Branches(temporal, difference), geometry, residual, keep)
+    return _ted_module(backend).forward(x, Branches(temporal, difference), geometry, residual, keep)
 
 
 def _ted_backward(
     dy: Tensor, x: Tensor, h: Tensor, temporal: list[Tensor], difference: list[Tensor], *options: Any
 ) -> list[Tensor]:
-    num_frames, grid, class_token, residual, need_x, need_w = options
+    num_frames, grid, class_token, residual, backend, need_x, need_w = options
     geometry = Geometry(num_frames, (grid[0], grid[1]), class_token)
     branches = Branches(temporal, difference)
-    dx, gradients = native_ted.backward(dy, x, h, branches, geometry, residual, need_x, need_w)
+    dx, gradients = _ted_module(backend).backward(dy, x, h, branches, geometry, residual, need_x, need_w)
     return [dx, *gradients]
 
 
@@ -93,8 +104,9 @@ def _spatial_flops(x: Any, difference: Any, options: Any) -> int:
 
 
 # The products write into given memory, which autograd's bookkeeping forbids even where nothing is recorded.
-LIBRARY.impl("ted_adapter", torch.no_grad()(_ted_forward), "CPU")
-LIBRARY.impl("ted_adapter_backward", torch.no_grad()(_ted_backward), "CPU")
+for device in ("CPU", "CUDA"):
+    LIBRARY.impl("ted_adapter", torch.no_grad()(_ted_forward), device)
+    LIBRARY.impl("ted_adapter_backward", torch.no_grad()(_ted_backward), device)
 torch.library.register_fake("m2clip::ted_adapter", _ted_forward_fake, lib=LIBRARY)
 torch.library.register_fake("m2clip::ted_adapter_backward", _ted_backward_fake, lib=LIBRARY)
 
@@ -115,7 +127,7 @@ def _ted_gradient(ctx: Any, dy: Tensor, dh: Tensor) -> Any:
     run = torch.ops.m2clip.ted_adapter_backward
     dx, *gradients = run(dy, x, h, temporal, difference, *ctx.options, need_x, need_w)
     lists = gradients or [None] * len(weights)
-    return dx if need_x else None, lists[: ctx.temporal], lists[ctx.temporal :], *[None] * 5
+    return dx if need_x else None, lists[: ctx.temporal], lists[ctx.temporal :], *[None] * 6
 
 
 torch.library.register_autograd("m2clip::ted_adapter", _ted_gradient, setup_context=_ted_context, lib=LIBRARY)
@@ -140,10 +152,10 @@ class _TEDAdapter(torch.autograd.Function):
         return (dx if need_x else None, None, None, *(gradients or (None,) * len(weights)))
 
 
-def ted_adapter(x: Tensor, branches: Branches, geometry: Geometry, residual: bool) -> Tensor:
+def ted_adapter(x: Tensor, branches: Branches, geometry: Geometry, residual: bool, backend: str) -> Tensor:
     """The operator with its gradient; without residual the branches' sum alone."""
     weights = [*branches.temporal, *branches.difference]
-    options = (geometry.num_frames, list(geometry.grid), geometry.class_token, residual)
+    options = (geometry.num_frames, list(geometry.grid), geometry.class_token, residual, backend)
     train = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *weights))
     if watched(x, *weights):
         return torch.ops.m2clip.ted_adapter(x, *branches, *options, train)[0]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import native
 from .build_info import instruction_sets
-from .dispatch import BACKENDS, backend_states, explain
+from .dispatch import BACKENDS, backend_states, device_of, explain
 from .selfcheck_cases import Case, all_cases
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -100,7 +100,7 @@ def _check_case(case: Case, dtype: str, backends: Sequence[str]) -> Iterator[Che
 
 def _can_run(case: Case, inputs: dict[str, Tensor], backend: str) -> bool:
     try:
-        explain(case.op, next(iter(inputs.values())), backend=backend)
+        explain(case.op, next(iter(inputs.values())).to(device_of(backend)), backend=backend)
     except ValueError:
         return False
     return True
@@ -121,13 +121,13 @@ def _instruction_set(name: str) -> Iterator[None]:
 
 
 def _results(case: Case, inputs: dict[str, Tensor], backend: str) -> dict[str, Tensor]:
-    """Output and all gradients."""
-    leaves = {name: tensor.detach().requires_grad_() for name, tensor in inputs.items()}
+    """Output and all gradients, on the CPU."""
+    leaves = {name: tensor.detach().to(device_of(backend)).requires_grad_() for name, tensor in inputs.items()}
     run = case.reference if case.reference and backend == "reference" else case.run
     output = run(leaves, backend)
     gradients = torch.autograd.grad(output, list(leaves.values()), case.output_gradient(output))
-    named = {f"gradient of {name}": gradient for name, gradient in zip(leaves, gradients, strict=True)}
-    return {"output": output.detach(), **named}
+    named = {f"gradient of {name}": gradient.cpu() for name, gradient in zip(leaves, gradients, strict=True)}
+    return {"output": output.detach().cpu(), **named}
 
 
 def _error(found: Tensor, true: Tensor) -> float:

@@ -73,7 +73,7 @@ def test_a_block_sets_what_auto_means_and_ends(adapter, calls):
     [
         (lambda x: x.double(), "no kernels for torch.float64"),
         (lambda x: x.half(), "no kernels for torch.float16"),
-        (lambda x: x.to("meta"), "runs on the CPU, and the tensors are on meta"),
+        (lambda x: x.to("meta"), "runs on a cpu device, and the tensors are on meta"),
     ],
 )
 def test_native_asked_for_by_name_says_why_it_cannot(adapter, make, words):
@@ -88,7 +88,9 @@ def test_native_asked_for_by_name_says_why_it_cannot(adapter, make, words):
 @pytest.mark.parametrize("name", ["triton", "cuda"])
 def test_backends_that_are_not_there(adapter, name):
     x = torch.randn(4, 5, 8)
-    with pytest.raises(ValueError, match=f"backend '{name}' cannot run ted_adapter here: this version"):
+    if kernels.backend_states()[name].available:
+        pytest.skip(f"{name} is there")
+    with pytest.raises(ValueError, match=f"backend '{name}' cannot run ted_adapter here: "):
         kernels.ted_adapter(x, adapter.weights(), 2, backend=name)
     with pytest.raises(ValueError, match=f"backend '{name}' is not available here"), kernels.use_backend(name):
         pass
@@ -124,7 +126,7 @@ def test_without_the_extension_everything_runs_and_says_so(adapter, monkeypatch)
 def test_explanations_are_readable():
     text = str(kernels.explain("ted_adapter", torch.randn(4, 5, 8)))
     assert text.splitlines()[0].startswith("ted_adapter: ")
-    assert "not triton: this version of m2clip has no triton kernels" in text
+    assert "not cuda: this version of m2clip has no cuda kernels" in text
     assert set(kernels.backend_states()) == set(kernels.BACKENDS)
 
 
