@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,17 +33,25 @@ def fits(found: Any, architecture: int) -> bool:
     return found.metadata.shared <= SHARED_MEMORY[architecture] * 1024
 
 
+def spilled(found: Any, folder: Path) -> int:
+    """Bytes of stack a thread uses, which is what does not fit into its registers."""
+    (folder / "kernel.cubin").write_bytes(found.asm["cubin"])
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    report = subprocess.run([tool, "--dump-resource-usage", folder / "kernel.cubin"], capture_output=True, text=True)
+    return int(re.search(r"STACK:(\d+)", report.stdout)[1])
+
+
 @pytest.mark.parametrize("architecture", SHARED_MEMORY)
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("layout", ["both", "shared", "temporal", "difference"])
-def test_mixer(architecture: int, dtype: torch.dtype, layout: str) -> None:
+def test_mixer(architecture: int, dtype: torch.dtype, layout: str, tmp_path: Path) -> None:
     temporal, difference = layout != "difference", layout != "temporal"
     values = dict.fromkeys(("p_h", "p_u", "p_du", "p_dh"), f"*{TYPES[dtype]}")
     floats = ("p_te_taps", "p_te_bias", "p_td_taps", "p_td_bias", "p_taps", "p_bias", "p_down_bias", "p_sums")
     types = values | dict.fromkeys(floats, "*fp32")
     for width in (64, 384):
         for backward in (False, True):
-            config = mixer.mixer_config(width, 8, dtype.itemsize, backward)
+            config = mixer.mixer_config(width, dtype.itemsize, backward)
             tiles = {"BLOCK_P": config.tokens, "BLOCK_C": config.channels}
             if not backward:
                 switches = {"TEMPORAL": temporal, "DIFFERENCE": difference, "SHARED": layout == "shared", "CLASS": 1}
@@ -53,6 +64,7 @@ def test_mixer(architecture: int, dtype: torch.dtype, layout: str) -> None:
             for kernel, constants in kernels:
                 found = compiled(kernel, architecture, types, constants | tiles, num_warps=config.warps)
                 assert fits(found, architecture)
+                assert spilled(found, tmp_path) == 0
 
 
 @pytest.mark.parametrize("architecture", SHARED_MEMORY)

@@ -22,10 +22,14 @@ class MixerConfig(NamedTuple):
     warps: int
 
 
-def mixer_config(width: int, frames: int, itemsize: int, backward: bool) -> MixerConfig:
-    """The static rule: rows of 128 bytes, and few enough values a thread to keep the nine sums of the backward pass."""
+def mixer_config(width: int, itemsize: int, backward: bool) -> MixerConfig:
+    """The static rule: rows of 128 bytes, and the largest tile whose values stay in registers.
+
+    The compiler's report decides (tests/test_triton_compile.py): with twice the tokens the forward kernel and the
+    backward kernel of the difference branch spill on every architecture.
+    """
     channels = min(128 // itemsize, triton.next_power_of_2(width))
-    return MixerConfig(tokens=16 if backward else 32, channels=channels, warps=4)
+    return MixerConfig(tokens=max((256 if backward else 512) // channels, 1), channels=channels, warps=4)
 
 
 class Mixer:
@@ -113,7 +117,7 @@ class Mixer:
     def _launch(self, h: Tensor, backward: bool) -> tuple[MixerConfig, tuple[int, int, int]]:
         """Configuration, and the programs with their blocks of channels and of tokens."""
         frames, tokens, _ = h.shape
-        config = mixer_config(self.width, self.geometry.num_frames, h.element_size(), backward)
+        config = mixer_config(self.width, h.element_size(), backward)
         blocks_c, blocks_p = triton.cdiv(self.width, config.channels), triton.cdiv(tokens, config.tokens)
         return config, (blocks_c * blocks_p * (frames // self.geometry.num_frames), blocks_c, blocks_p)
 
