@@ -34,15 +34,7 @@ _LEAST_CAPABILITY = (8, 0)
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's own switch: kernels run on CPU tensors, slowly
 
 
-def _why_no_triton() -> str | None:
-    if find_spec("triton") is None:
-        return "Triton is not installed"
-    if not _INTERPRETED and not torch.cuda.is_available():
-        return "Triton kernels need an NVIDIA GPU, and PyTorch sees none"
-    return None
-
-
-_TRITON_MISSING = _why_no_triton()
+_HAS_TRITON = find_spec("triton") is not None
 _in_force: ContextVar[str] = ContextVar("m2clip_backend", default="auto")
 
 
@@ -86,8 +78,11 @@ def _what_it_is(name: str) -> str:
 
 def _missing(name: str) -> str | None:
     """Why this installation does not have a backend, or None if it does."""
-    if name == "triton":
-        return _TRITON_MISSING
+    if name == "triton" and not _HAS_TRITON:
+        return "Triton is not installed"
+    # Not asked at import: the answer starts the CUDA driver, which takes time and must not happen before a fork.
+    if name == "triton" and not _INTERPRETED and not torch.cuda.is_available():
+        return "Triton kernels need an NVIDIA GPU, and PyTorch sees none"
     if name == "cuda":
         return "this version of m2clip has no cuda kernels"
     if name == "native" and native.extension is None:

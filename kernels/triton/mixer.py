@@ -49,7 +49,6 @@ class Mixer:
         self.temporal = _tap_major(temporal)
         self.difference = _tap_major(difference)
         self.width = (temporal or difference)[0].shape[0]
-        self.shapes = [tensors[0].shape for tensors in (temporal, difference) if tensors]
 
     def forward(self, h: Tensor, u: Tensor) -> None:
         """Write u of h."""
