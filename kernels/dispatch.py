@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from . import native
+from .implementations import implemented
 
 BACKENDS = ("reference", "native", "triton", "cuda")
 _LOSSES = ("cosine_cross_entropy", "soft_target_kl", "masked_word_loss")
@@ -70,7 +71,7 @@ def backend_states() -> dict[str, BackendState]:
 
 def _what_it_is(name: str) -> str:
     if name == "triton":
-        return "Triton kernels for ted_adapter" + (", by the interpreter on the CPU" if _INTERPRETED else "")
+        return "Triton kernels" + (", by the interpreter on the CPU" if _INTERPRETED else "")
     if name == "native":
         return f"compiled kernels for the CPU, {native.extension.instruction_set()}"
     return "plain PyTorch, any device"
@@ -167,8 +168,8 @@ def _refusal(name: str, op: str, x: Tensor) -> str | None:
         return missing
     if op == "masked_word_loss":
         return _MASKED_WORDS
-    if name == "triton" and op != "ted_adapter":
-        return "it has kernels for ted_adapter alone"
+    if not implemented(op, name):
+        return f"it has no kernel for {op}"
     device = device_of(name)
     if x.device.type != device:
         return f"it runs on a {device} device, and the tensors are on {x.device}"

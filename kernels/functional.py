@@ -114,14 +114,15 @@ def bottleneck_adapter(
         _check_shape(name, tensor, shape)
         _check_device(name, tensor, x)
     weights = [down_weight, down_bias, up_weight, up_bias]
-    if dispatch.choose("bottleneck_adapter", x, backend) == "reference":
+    chosen = dispatch.choose("bottleneck_adapter", x, backend)
+    if chosen == "reference":
         down_weight, down_bias, up_weight, up_bias = (tensor.to(x.dtype) for tensor in weights)
         return reference.bottleneck_adapter(x, down_weight, down_bias, up_weight, up_bias, activation, scale, residual)
     dtype, rows = dispatch.compute_dtype("bottleneck_adapter", x), x.reshape(-1, dim)
     weights = [tensor.to(dtype) for tensor in weights]
     if x.dtype == dtype:
-        return ops.bottleneck_adapter(rows, weights, activation, scale, residual).reshape(x.shape)
-    branch = ops.bottleneck_adapter(rows.to(dtype), weights, activation, scale, False).reshape(x.shape)
+        return ops.bottleneck_adapter(rows, weights, activation, scale, residual, chosen).reshape(x.shape)
+    branch = ops.bottleneck_adapter(rows.to(dtype), weights, activation, scale, False, chosen).reshape(x.shape)
     return x + branch if residual else branch
 
 

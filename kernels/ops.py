@@ -7,6 +7,8 @@ calls the backend directly, which saves a good part of the cost of a small call.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils.flop_counter import register_flop_formula
 
-from . import native_bottleneck, native_ted
+from .implementations import implementation
 from .operands import Branches, Geometry
 
 LIBRARY = torch.library.Library("m2clip", "FRAGMENT")
@@ -25,7 +27,7 @@ _TED = (
 )
 LIBRARY.define(f"ted_adapter(Tensor x, {_TED}, bool keep) -> (Tensor, Tensor)")
 LIBRARY.define(f"ted_adapter_backward(Tensor dy, Tensor x, Tensor h, {_TED}, bool need_x, bool need_w) -> Tensor[]")
-_BOTTLENECK = "Tensor[] weights, str activation, float scale, bool residual"
+_BOTTLENECK = "Tensor[] weights, str activation, float scale, bool residual, str backend"
 LIBRARY.define(f"bottleneck_adapter(Tensor x, {_BOTTLENECK}, bool keep) -> (Tensor, Tensor)")
 LIBRARY.define(
     f"bottleneck_adapter_backward(Tensor dy, Tensor x, Tensor h, {_BOTTLENECK}, bool need_x, bool need_w) -> Tensor[]"
@@ -41,19 +43,17 @@ def watched(*tensors: Tensor) -> bool:
     )
 
 
-def _ted_module(backend: str) -> Any:
-    """Where a backend's forward and backward are; Triton is imported where it is used."""
-    if backend == "native":
-        return native_ted
-    from .triton import ted
-
-    return ted
+def on_device_of(x: Tensor) -> AbstractContextManager[object]:
+    """Kernels are launched on the current GPU, which on a machine with several need not be the tensors' own."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 def _ted_forward(x: Tensor, temporal: list[Tensor], difference: list[Tensor], *options: Any) -> tuple[Tensor, Tensor]:
     num_frames, grid, class_token, residual, backend, keep = options
     geometry = Geometry(num_frames, (grid[0], grid[1]), class_token)
-    return _ted_module(backend).forward(x, Branches(temporal, difference), geometry, residual, keep)
+    with on_device_of(x):
+        run = implementation("ted_adapter", backend)
+        return run.forward(x, Branches(temporal, difference), geometry, residual, keep)
 
 
 def _ted_backward(
@@ -62,7 +62,9 @@ def _ted_backward(
     num_frames, grid, class_token, residual, backend, need_x, need_w = options
     geometry = Geometry(num_frames, (grid[0], grid[1]), class_token)
     branches = Branches(temporal, difference)
-    dx, gradients = _ted_module(backend).backward(dy, x, h, branches, geometry, residual, need_x, need_w)
+    with on_device_of(x):
+        run = implementation("ted_adapter", backend)
+        dx, gradients = run.backward(dy, x, h, branches, geometry, residual, need_x, need_w)
     return [dx, *gradients]
 
 
@@ -103,10 +105,15 @@ def _spatial_flops(x: Any, difference: Any, options: Any) -> int:
     return 18 * x[0] * (x[1] - class_token) * width
 
 
-# The products write into given memory, which autograd's bookkeeping forbids even where nothing is recorded.
-for device in ("CPU", "CUDA"):
-    LIBRARY.impl("ted_adapter", torch.no_grad()(_ted_forward), device)
-    LIBRARY.impl("ted_adapter_backward", torch.no_grad()(_ted_backward), device)
+def implement(name: str, run: Callable[..., Any]) -> None:
+    """Register what computes an operator, on all kinds of devices."""
+    for device in ("CPU", "CUDA"):
+        # Products write into given memory, which autograd's bookkeeping forbids even where nothing is recorded.
+        LIBRARY.impl(name, torch.no_grad()(run), device)
+
+
+implement("ted_adapter", _ted_forward)
+implement("ted_adapter_backward", _ted_backward)
 torch.library.register_fake("m2clip::ted_adapter", _ted_forward_fake, lib=LIBRARY)
 torch.library.register_fake("m2clip::ted_adapter_backward", _ted_backward_fake, lib=LIBRARY)
 
@@ -164,8 +171,17 @@ def ted_adapter(x: Tensor, branches: Branches, geometry: Geometry, residual: boo
     return _ted_forward(x, *branches, *options, False)[0]
 
 
-def _bottleneck_backward(dy: Tensor, x: Tensor, h: Tensor, *options: Any) -> list[Tensor]:
-    dx, gradients = native_bottleneck.backward(dy, x, h, *options)
+def _bottleneck_forward(x: Tensor, weights: list[Tensor], *options: Any) -> tuple[Tensor, Tensor]:
+    *setting, backend, keep = options
+    with on_device_of(x):
+        return implementation("bottleneck_adapter", backend).forward(x, weights, *setting, keep)
+
+
+def _bottleneck_backward(dy: Tensor, x: Tensor, h: Tensor, weights: list[Tensor], *options: Any) -> list[Tensor]:
+    *setting, backend, need_x, need_w = options
+    with on_device_of(x):
+        run = implementation("bottleneck_adapter", backend)
+        dx, gradients = run.backward(dy, x, h, weights, *setting, need_x, need_w)
     return [dx, *gradients]
 
 
@@ -191,8 +207,8 @@ def _bottleneck_backward_flops(dy: Any, x: Any, h: Any, weights: Any, *options: 
     return 2 * x[0] * x[1] * weights[0][0] * (1 + need_x + 2 * need_w)
 
 
-LIBRARY.impl("bottleneck_adapter", torch.no_grad()(native_bottleneck.forward), "CPU")
-LIBRARY.impl("bottleneck_adapter_backward", torch.no_grad()(_bottleneck_backward), "CPU")
+implement("bottleneck_adapter", _bottleneck_forward)
+implement("bottleneck_adapter_backward", _bottleneck_backward)
 torch.library.register_fake("m2clip::bottleneck_adapter", _bottleneck_forward_fake, lib=LIBRARY)
 torch.library.register_fake("m2clip::bottleneck_adapter_backward", _bottleneck_backward_fake, lib=LIBRARY)
 
@@ -209,7 +225,7 @@ def _bottleneck_gradient(ctx: Any, dy: Tensor, dh: Tensor) -> Any:
     need_x, need_w = ctx.needs_input_grad[0], any(ctx.needs_input_grad[1])
     run = torch.ops.m2clip.bottleneck_adapter_backward
     dx, *gradients = run(dy, x, h, weights, *ctx.options, need_x, need_w)
-    return dx if need_x else None, gradients or [None] * 4, *[None] * 4
+    return dx if need_x else None, gradients or [None] * 4, *[None] * 5
 
 
 torch.library.register_autograd(
@@ -220,8 +236,7 @@ torch.library.register_autograd(
 class _BottleneckAdapter(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, options: tuple[Any, ...], *weights: Tensor) -> Tensor:
-        activation, scale, residual = options
-        y, h = native_bottleneck.forward(x, list(weights), activation, scale, residual, True)
+        y, h = _bottleneck_forward(x, list(weights), *options, True)
         ctx.save_for_backward(x, h, *weights)
         ctx.options = options
         return y
@@ -231,16 +246,18 @@ class _BottleneckAdapter(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> Any:
         x, h, *weights = ctx.saved_tensors
         need_x, need_w = ctx.needs_input_grad[0], any(ctx.needs_input_grad[2:])
-        dx, *gradients = _bottleneck_backward(dy, x, h, weights, *ctx.options, need_x, need_w)
+        dx, *gradients = _bottleneck_backward(dy, x, h, list(weights), *ctx.options, need_x, need_w)
         return (dx if need_x else None, None, *(gradients or (None,) * 4))
 
 
-def bottleneck_adapter(x: Tensor, weights: list[Tensor], activation: str, scale: float, residual: bool) -> Tensor:
+def bottleneck_adapter(
+    x: Tensor, weights: list[Tensor], activation: str, scale: float, residual: bool, backend: str
+) -> Tensor:
     """The operator on x (N, D) with its gradient; weights: down_weight, down_bias, up_weight, up_bias."""
-    options = (activation, scale, residual)
+    options = (activation, scale, residual, backend)
     train = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *weights))
     if watched(x, *weights):
         return torch.ops.m2clip.bottleneck_adapter(x, weights, *options, train)[0]
     if train:
         return _BottleneckAdapter.apply(x, options, *weights)
-    return native_bottleneck.forward(x, weights, *options, False)[0]
+    return _bottleneck_forward(x, weights, *options, False)[0]

@@ -66,13 +66,13 @@ def test_opcheck_of_ted_adapter(layout):
 def test_opcheck_of_bottleneck_adapter():
     text = Adapters().text
     weights = [text.down.weight, text.down.bias, text.up.weight, text.up.bias]
-    x = torch.randn(6, 12, requires_grad=True)
+    x, options = torch.randn(6, 12, requires_grad=True), ("gelu", 0.5, True, "native")
     for keep in (True, False):
-        torch.library.opcheck(torch.ops.m2clip.bottleneck_adapter.default, (x, weights, "gelu", 0.5, True, keep))
+        torch.library.opcheck(torch.ops.m2clip.bottleneck_adapter.default, (x, weights, *options, keep))
     plain = [tensor.detach() for tensor in weights]
-    y, h = torch.ops.m2clip.bottleneck_adapter(x.detach(), plain, "gelu", 0.5, True, True)
+    y, h = torch.ops.m2clip.bottleneck_adapter(x.detach(), plain, *options, True)
     for needs in ((True, True), (False, True)):
-        args = (y, x.detach(), h, plain, "gelu", 0.5, True, *needs)
+        args = (y, x.detach(), h, plain, *options, *needs)
         torch.library.opcheck(torch.ops.m2clip.bottleneck_adapter_backward.default, args)
 
 
