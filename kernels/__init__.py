@@ -9,6 +9,7 @@ from .functional import (
     soft_target_kl,
     ted_adapter,
 )
+from .gelu_ops import bias_gelu
 from .weights import BranchWeights, TEDWeights
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Choice",
     "TEDWeights",
     "backend_states",
+    "bias_gelu",
     "bottleneck_adapter",
     "cosine_cross_entropy",
     "explain",

@@ -16,6 +16,7 @@ _MODULES = {
     ("ted_adapter", "cuda"): "cuda_ted",
     ("bottleneck_adapter", "native"): "native_bottleneck",
     ("bottleneck_adapter", "triton"): "triton.bottleneck",
+    ("bias_gelu", "triton"): "triton.gelu",
     **{(loss, "native"): "native_losses" for loss in _LOSSES},
     **{(loss, "triton"): "triton.losses" for loss in _LOSSES},
 }

@@ -95,6 +95,11 @@ def bottleneck_adapter(
     return x + branch if residual else branch
 
 
+def bias_gelu(h: Tensor, bias: Tensor, activation: str) -> Tensor:
+    """act(h + bias) for h (..., C) and bias (C,)."""
+    return ACTIVATIONS[activation](h + bias)
+
+
 _IGNORE_NOTHING = torch.iinfo(torch.int64).min  # every target must be a class, also -100
 
 
