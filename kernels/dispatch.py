@@ -16,24 +16,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import native
+from . import native, tuning
 from .implementations import implemented
 
 BACKENDS = ("reference", "native", "triton", "cuda")
 _LOSSES = ("cosine_cross_entropy", "soft_target_kl", "masked_word_loss")
-OPERATIONS = ("ted_adapter", "bottleneck_adapter", *_LOSSES)
+OPERATIONS = ("ted_adapter", "bottleneck_adapter", "bias_gelu", *_LOSSES)
 
-# What "auto" tries on a device, fastest first; the reference always can.
-_PREFERENCE = {"cpu": ("native",)}
 # A call of bottleneck_adapter costs more natively and its passes over the tokens cost less: even at about this many
 # values, measured on a CPU with AVX-512 for R of 64 and 384, forward and backward.
 _FEW_VALUES = 2**17
 _MASKED_WORDS = "masked_word_loss is one implementation for all devices, made of torch's own products"
 
 _DTYPES = {"native": tuple(native.DTYPES), "triton": (torch.float32, torch.float16, torch.bfloat16)}
-_LEAST_CAPABILITY = (8, 0)
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's own switch: kernels run on CPU tensors, slowly
-
 
 _HAS_TRITON = find_spec("triton") is not None
 _in_force: ContextVar[str] = ContextVar("m2clip_backend", default="auto")
@@ -112,8 +108,14 @@ def use_backend(name: str) -> Iterator[None]:
         _in_force.reset(token)
 
 
-def choose(op: str, x: Tensor, backend: str) -> str:
+def choose(op: str, x: Tensor, backend: str, width: int = 0) -> str:
     """Name of the backend that runs `op` on x.
+
+    Args:
+        op: name of the operation.
+        x: its first argument.
+        backend: "auto" or the name of one.
+        width: R of an adapter, on which the winner of a GPU depends.
 
     Raises:
         ValueError: an unknown backend, or one asked for by name that cannot run this.
@@ -121,10 +123,8 @@ def choose(op: str, x: Tensor, backend: str) -> str:
     if backend == "auto":
         backend = _in_force.get()
     if backend == "auto":
-        for name in _PREFERENCE.get(x.device.type, ()):
-            if _refusal(name, op, x) is None and _slower(name, op, x) is None:
-                return name
-        return "reference"
+        name = _winner(op, x, width)
+        return name if _refusal(name, op, x) is None and _slower(name, op, x, width) is None else "reference"
     _require_known(backend)
     refusal = _refusal(backend, op, x)
     if refusal is not None:
@@ -132,23 +132,24 @@ def choose(op: str, x: Tensor, backend: str) -> str:
     return backend
 
 
-def explain(op: str, x: Tensor, *, backend: str = "auto") -> Choice:
+def explain(op: str, x: Tensor, *, backend: str = "auto", width: int = 0) -> Choice:
     """Which backend would run an operation, and why not the others.
 
     Args:
         op: name of a public operation, "ted_adapter" for instance.
         x: its first argument, of the shape, dtype and device in question (a meta tensor stands for no device).
         backend: as it would be passed to the operation.
+        width: R of an adapter; on a GPU the winner is known by it.
 
     Raises:
         ValueError: an unknown operation, or a backend asked for by name that cannot run this.
     """
     if op not in OPERATIONS:
         raise ValueError(f"unknown operation {op!r}; choose from {', '.join(OPERATIONS)}")
-    chosen = choose(op, x, backend)
+    chosen = choose(op, x, backend, width)
     asked = backend if backend != "auto" else _in_force.get()
     others = {
-        name: _refusal(name, op, x) or _slower(name, op, x) or f"{chosen} comes first on {x.device.type}"
+        name: _refusal(name, op, x) or _slower(name, op, x, width) or f"{chosen} comes first on {x.device.type}"
         for name in BACKENDS
         if name != chosen
     }
@@ -173,7 +174,7 @@ def _refusal(name: str, op: str, x: Tensor) -> str | None:
     device = device_of(name)
     if x.device.type != device:
         return f"it runs on a {device} device, and the tensors are on {x.device}"
-    if device == "cuda" and torch.cuda.get_device_capability(x.device) < _LEAST_CAPABILITY:
+    if device == "cuda" and tuning.too_old(x.device.index):
         return "it needs a GPU of compute capability 8.0 or newer"
     dtype = compute_dtype(op, x)
     if dtype not in _DTYPES[name]:
@@ -188,20 +189,38 @@ def device_of(backend: str) -> str:
     return "cuda" if backend in ("triton", "cuda") and not _INTERPRETED else "cpu"
 
 
-def _slower(name: str, op: str, x: Tensor) -> str | None:
+def _winner(op: str, x: Tensor, width: int) -> str:
+    """The backend that has been measured to be fastest on the device of x; the reference where nothing was."""
+    if x.device.type == "cuda":
+        for found in tuning.winners(x.device.index, op, compute_dtype(op, x)).split():
+            measured_width, name = found.split("=")
+            if int(measured_width) == width:
+                return name
+        return "reference"
+    return "native" if x.device.type == "cpu" else "reference"
+
+
+def _slower(name: str, op: str, x: Tensor, width: int) -> str | None:
     """Why a backend that could run `op` on x is not chosen by "auto", or None if it pays."""
-    if name == "triton":
-        return "not yet measured on a GPU, so it runs only when asked for by name"
+    if name in ("triton", "cuda"):
+        winner = _winner(op, x, width)
+        if winner == name:
+            return None
+        if winner == "reference":
+            return "not measured to win on this GPU for this dtype and width, so only by name (see `m2clip tune`)"
+        return f"measured slower than {winner} on this GPU"
     if name == "native" and op == "bottleneck_adapter" and x.numel() < _FEW_VALUES:
         return f"slower than the reference on so little: {x.numel()} values, fewer than {_FEW_VALUES}"
     return None
 
 
 def compute_dtype(op: str, x: Tensor) -> torch.dtype:
-    """The dtype an operation computes in: autocast's where it is on, and never less than fp32 for a loss."""
+    """The dtype an operation computes in: of products autocast's where it is on; never less than fp32 for a loss."""
     device = x.device.type
     if op in _LOSSES:
         return torch.promote_types(x.dtype, torch.float32)
+    if op == "bias_gelu":
+        return x.dtype
     if x.dtype != torch.float64 and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return x.dtype

@@ -61,7 +61,7 @@ def ted_adapter(
     if grid[0] * grid[1] == 0:
         weights = weights._replace(difference=None)  # no patches: nothing for the difference branch
     nothing = weights.temporal is None and weights.difference is None
-    chosen = dispatch.choose("ted_adapter", x, backend)
+    chosen = dispatch.choose("ted_adapter", x, backend, _width(weights))
     if chosen == "reference" or nothing:
         return reference.ted_adapter(x, _cast(weights, x.dtype), num_frames, grid, class_token, sequential)
     dtype, geometry = dispatch.compute_dtype("ted_adapter", x), Geometry(num_frames, grid, class_token)
@@ -114,7 +114,7 @@ def bottleneck_adapter(
         _check_shape(name, tensor, shape)
         _check_device(name, tensor, x)
     weights = [down_weight, down_bias, up_weight, up_bias]
-    chosen = dispatch.choose("bottleneck_adapter", x, backend)
+    chosen = dispatch.choose("bottleneck_adapter", x, backend, width)
     if chosen == "reference":
         down_weight, down_bias, up_weight, up_bias = (tensor.to(x.dtype) for tensor in weights)
         return reference.bottleneck_adapter(x, down_weight, down_bias, up_weight, up_bias, activation, scale, residual)
@@ -253,6 +253,12 @@ def patch_grid(num_patches: int, grid: tuple[int, int] | None = None) -> tuple[i
     if side * side != num_patches:
         raise ValueError(f"{num_patches} patch tokens fill no square grid; pass grid=(H, W)")
     return side, side
+
+
+def _width(weights: TEDWeights) -> int:
+    """R, or 0 where both branches are off."""
+    branch = weights.temporal or weights.difference
+    return branch.down_weight.shape[0] if branch is not None else 0
 
 
 def _cast(weights: TEDWeights, dtype: torch.dtype) -> TEDWeights:

@@ -23,6 +23,7 @@ from .selfcheck_cases import Case, all_cases
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 OUTPUT_FACTOR, GRADIENT_FACTOR = 2.0, 3.0
 ONE_FOR_ALL = "all"  # stands for the backend of an operation that has one implementation
+ONE_FOR_ALL_ON_GPU = "all, on the GPU"
 _FP32_ROUNDINGS = 4 * torch.finfo(torch.float32).eps
 
 
@@ -77,7 +78,10 @@ def run_checks(backends: Sequence[str], report: Callable[[int, int], None] | Non
 
 def _check_case(case: Case, dtype: str, backends: Sequence[str]) -> Iterator[Check]:
     inputs = {name: tensor.to(DTYPES[dtype]) for name, tensor in case.inputs().items()}
-    able = [ONE_FOR_ALL] if case.reference else [name for name in backends if _can_run(case, inputs, name)]
+    if case.reference:
+        able = [ONE_FOR_ALL, ONE_FOR_ALL_ON_GPU] if torch.cuda.is_available() else [ONE_FOR_ALL]
+    else:
+        able = [name for name in backends if _can_run(case, inputs, name)]
     if not able:
         return
     truth = _results(case, {name: tensor.double() for name, tensor in inputs.items()}, "reference")
@@ -122,7 +126,8 @@ def _instruction_set(name: str) -> Iterator[None]:
 
 def _results(case: Case, inputs: dict[str, Tensor], backend: str) -> dict[str, Tensor]:
     """Output and all gradients, on the CPU."""
-    leaves = {name: tensor.detach().to(device_of(backend)).requires_grad_() for name, tensor in inputs.items()}
+    device = "cuda" if backend == ONE_FOR_ALL_ON_GPU else device_of(backend)
+    leaves = {name: tensor.detach().to(device).requires_grad_() for name, tensor in inputs.items()}
     run = case.reference if case.reference and backend == "reference" else case.run
     output = run(leaves, backend)
     gradients = torch.autograd.grad(output, list(leaves.values()), case.output_gradient(output))

@@ -31,7 +31,7 @@ class Case(NamedTuple):
         """The same values for every backend; 1 for a loss."""
         if output.dim() == 0:
             return torch.ones_like(output)
-        values = _random(torch.Generator().manual_seed(1), *output.shape).to(output.dtype)
+        values = _random(torch.Generator().manual_seed(1), *output.shape).to(output)
         return _strided(values) if self.strided else values
 
 
@@ -185,13 +185,13 @@ def _feature_inputs(rows: int, columns: int, dim: int, scale: float) -> Tensors:
 
 def _run_cross_entropy(tensors: Tensors, backend: str) -> Tensor:
     v, w, scale = tensors.values()
-    targets = torch.arange(v.shape[0]) * 7 % w.shape[0]
+    targets = torch.arange(v.shape[0], device=v.device) * 7 % w.shape[0]
     return cosine_cross_entropy(v, w, targets, scale, backend=backend)
 
 
 def _run_soft_target(tensors: Tensors, backend: str) -> Tensor:
     v, w, scale = tensors.values()
-    labels = torch.arange(v.shape[0]) * 5 % 7
+    labels = torch.arange(v.shape[0], device=v.device) * 5 % 7
     return soft_target_kl(v, w, labels, scale, backend=backend)
 
 
@@ -215,7 +215,7 @@ def _masked_word_inputs(words: int, vocabulary: int, dim: int) -> Tensors:
 
 
 def _word_targets(hidden: Tensor, vocabulary: int) -> Tensor:
-    places = torch.arange(hidden.shape[0] * hidden.shape[1]).reshape(hidden.shape[:2])
+    places = torch.arange(hidden.shape[0] * hidden.shape[1], device=hidden.device).reshape(hidden.shape[:2])
     return torch.where(places % 3 == 1, places * 31 % vocabulary, IGNORE)
 
 
