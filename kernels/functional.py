@@ -152,7 +152,7 @@ def cosine_cross_entropy(
     chosen = dispatch.choose("cosine_cross_entropy", v, backend)
     with _full_precision(v):
         if chosen != "reference":
-            return loss_ops.cosine_cross_entropy(v, w, targets, logit_scale)
+            return loss_ops.cosine_cross_entropy(v, w, targets, logit_scale, chosen)
         if v.shape[0] == 0:
             return (v.sum() + w.sum() + logit_scale) * 0
         if _readable(targets):
@@ -195,7 +195,7 @@ def soft_target_kl(
     chosen = dispatch.choose("soft_target_kl", v, backend)
     with _full_precision(v):
         if chosen != "reference":
-            return loss_ops.soft_target_kl(v, w, labels, logit_scale, target_scale)
+            return loss_ops.soft_target_kl(v, w, labels, logit_scale, target_scale, chosen)
         if v.shape[0] == 0:
             return (v.sum() + w.sum() + logit_scale) * 0
         return reference.soft_target_kl(v, w, labels, logit_scale, target_scale)

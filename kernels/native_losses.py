@@ -1,8 +1,8 @@
-"""The losses on the native backend: one matrix product by torch and compiled passes over its result.
+"""The losses on the native backend: matrix products by torch and compiled passes over what lies between them.
 
 Dot products of the features as they are come first; their lengths, the scale, the softmax and the loss follow in one
-pass over the dot products, and another one turns them into the slopes of the loss. Nothing is synchronised, and the
-logit scale is read where it lies. All tensors are fp32, features (B, D) and (C, D) with any strides.
+pass over the dot products. On the way back another one turns them into the slopes of the loss, and a product each makes
+the gradients of the features. All tensors are fp32, features (B, D) and (C, D) with any strides.
 """
 
 from __future__ import annotations
@@ -30,6 +30,73 @@ class Slopes(NamedTuple):
     v_pull: Tensor  # (B,)
     w_pull: Tensor  # (C,)
     logit_scale: Tensor  # 0-d
+
+
+def cosine_cross_entropy(v: Tensor, w: Tensor, targets: Tensor, logit_scale: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """The loss, 0-d, and what its backward pass takes; ValueError where a target is no class."""
+    found = cosines(v, w)
+    loss, row_log_sum = cross_entropy(found, targets, logit_scale)
+    return loss, [*found, row_log_sum]
+
+
+def cosine_cross_entropy_saved(v: Tensor, w: Tensor) -> list[Tensor]:
+    """Tensors of the shapes of those that the backward pass takes."""
+    rows, columns = v.shape[0], w.shape[0]
+    return [v.new_empty(shape) for shape in ((rows, columns), (rows,), (columns,), (rows,))]
+
+
+def cosine_cross_entropy_backward(
+    gradient: Tensor,
+    v: Tensor,
+    w: Tensor,
+    saved: list[Tensor],
+    targets: Tensor,
+    logit_scale: Tensor,
+    need_v: bool,
+    need_w: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of v, w (both empty where not needed) and the scale."""
+    slopes = cross_entropy_slopes(gradient, Cosines(*saved[:3]), targets, logit_scale, saved[3])
+    return _feature_gradients(slopes, v, w, need_v, need_w)
+
+
+def soft_target_kl(
+    v: Tensor, w: Tensor, labels: Tensor, logit_scale: Tensor, target_scale: float
+) -> tuple[Tensor, list[Tensor]]:
+    """The loss, 0-d, and what its backward pass takes."""
+    found = cosines(v, w)
+    loss, *log_sums = soft_target(found, labels, logit_scale, target_scale)
+    return loss, [*found, *log_sums]
+
+
+def soft_target_kl_saved(v: Tensor, w: Tensor) -> list[Tensor]:
+    """Tensors of the shapes of those that the backward pass takes."""
+    return [*cosine_cross_entropy_saved(v, w), v.new_empty(w.shape[0])]
+
+
+def soft_target_kl_backward(
+    gradient: Tensor,
+    v: Tensor,
+    w: Tensor,
+    saved: list[Tensor],
+    labels: Tensor,
+    logit_scale: Tensor,
+    target_scale: float,
+    need_v: bool,
+    need_w: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of v, w (both empty where not needed) and the scale."""
+    log_sums = (saved[3], saved[4])
+    slopes = soft_target_slopes(gradient, Cosines(*saved[:3]), labels, logit_scale, log_sums, target_scale)
+    return _feature_gradients(slopes, v, w, need_v, need_w)
+
+
+def _feature_gradients(
+    slopes: Slopes, v: Tensor, w: Tensor, need_v: bool, need_w: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    dv = (v * slopes.v_pull[:, None]).addmm_(slopes.dots, w) if need_v else v.new_empty(0)
+    dw = (w * slopes.w_pull[:, None]).addmm_(slopes.dots.t(), v) if need_w else w.new_empty(0)
+    return dv, dw, slopes.logit_scale
 
 
 def cosines(v: Tensor, w: Tensor) -> Cosines:
@@ -65,7 +132,7 @@ def cross_entropy_slopes(
     return slopes
 
 
-def soft_target_kl(
+def soft_target(
     found: Cosines, labels: Tensor, logit_scale: Tensor, target_scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss, 0-d, and log-sum-exp of every row and every column of logits (B,)."""

@@ -25,21 +25,26 @@ def leaves(*tensors: Tensor) -> list[Tensor]:
 
 @needs_native
 @pytest.mark.parametrize("rows", [0, 1, 5])
-def test_cross_entropy_operators_pass_opcheck(rows):
-    v, w, targets, scale = leaves(*features(rows, 6, 7))
-    opcheck(OPS.cosine_cross_entropy.default, (v, w, targets, scale))
-    _, *saved = OPS.cosine_cross_entropy(v.detach(), w.detach(), targets, scale.detach())
-    opcheck(OPS.cosine_cross_entropy_backward.default, (torch.tensor(0.7), *saved, targets, scale.detach()))
+@pytest.mark.parametrize("needs", [(True, True), (True, False), (False, True), (False, False)], ids=str)
+def test_cross_entropy_operators_pass_opcheck(rows, needs):
+    v, w, targets, scale = features(rows, 6, 7)
+    leaves = [tensor.clone().requires_grad_(need) for tensor, need in zip((v, w), needs, strict=True)]
+    opcheck(OPS.cosine_cross_entropy.default, (*leaves, targets, scale.clone().requires_grad_(), "native"))
+    _, saved = OPS.cosine_cross_entropy(v, w, targets, scale, "native")
+    backward = (torch.tensor(0.7), v, w, saved, targets, scale, "native", *needs)
+    opcheck(OPS.cosine_cross_entropy_backward.default, backward)
 
 
 @needs_native
 @pytest.mark.parametrize("rows", [0, 1, 5])
-def test_soft_target_operators_pass_opcheck(rows):
-    v, _, _, scale = leaves(*features(rows, 6, 7))
-    labels = torch.arange(rows) // 2
-    opcheck(OPS.soft_target_kl.default, (v, 2 * v.detach(), labels, scale, 10.0))
-    _, *saved = OPS.soft_target_kl(v.detach(), v.detach(), labels, scale.detach(), 10.0)
-    opcheck(OPS.soft_target_kl_backward.default, (torch.tensor(0.7), *saved, labels, scale.detach(), 10.0))
+@pytest.mark.parametrize("needs", [(True, True), (True, False), (False, True), (False, False)], ids=str)
+def test_soft_target_operators_pass_opcheck(rows, needs):
+    v, _, _, scale = features(rows, 6, 7)
+    labels, options = torch.arange(rows) // 2, (10.0, "native")
+    leaves = [tensor.clone().requires_grad_(need) for tensor, need in zip((v, 2 * v), needs, strict=True)]
+    opcheck(OPS.soft_target_kl.default, (*leaves, labels, scale.clone().requires_grad_(), *options))
+    _, saved = OPS.soft_target_kl(v, v, labels, scale, *options)
+    opcheck(OPS.soft_target_kl_backward.default, (torch.tensor(0.7), v, v, saved, labels, scale, *options, *needs))
 
 
 @pytest.mark.parametrize("needed", [(True, True, True), (True, False, True), (False, False, False)])
@@ -98,6 +103,9 @@ def test_flops_of_the_products_are_counted():
     with FlopCounterMode(display=False) as backward:
         loss.backward()
     assert backward.get_total_flops() == 2 * 2 * 6 * 9 * 16
+    with FlopCounterMode(display=False) as frozen_texts:
+        kernels.soft_target_kl(v, v.detach(), targets, scale).backward()
+    assert frozen_texts.get_total_flops() == 2 * 2 * 6 * 6 * 16
 
 
 def test_fake_tensors_go_through():
