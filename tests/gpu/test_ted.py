@@ -1,0 +1,66 @@
+"""ted_adapter on a GPU against the reference in fp64: the shapes of CLIP, and every layout, clip length and grid."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.gpu.workloads import BACKENDS, DTYPES, assert_proven, require, ted
+from tests.kernels.test_native_ted import FRAMES, GRIDS, LAYOUTS
+
+B16, B32, L14 = ((14, 14), 768), ((7, 7), 768), ((16, 16), 1024)
+CLIP_SHAPES = {
+    "b16-r384": (2, 8, *B16, 384),
+    "b16-r64": (2, 8, *B16, 64),
+    "b16-t16": (1, 16, *B16, 384),
+    "b32": (3, 8, *B32, 384),
+    "l14": (1, 8, *L14, 384),
+    "l14-r256": (1, 8, *L14, 256),
+}
+on_every_backend = pytest.mark.parametrize("backend", BACKENDS["ted_adapter"])
+
+
+@on_every_backend
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", CLIP_SHAPES)
+def test_shapes_of_clip(shape, layout, dtype, backend):
+    assert_proven(ted(*CLIP_SHAPES[shape], layout), backend, dtype)
+
+
+@on_every_backend
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("frames", FRAMES)
+def test_clip_lengths_and_grids(frames, layout, backend):
+    for number, grid in enumerate(GRIDS):
+        turn = number + FRAMES.index(frames) + LAYOUTS.index(layout)  # the other options take turns
+        options = {"class_token": turn % 2 == 0, "sequential": turn % 3 == 0, "strided": turn % 5 == 0}
+        work = ted((1, 3)[turn % 2], frames, grid, 72, (19, 32, 35, 64)[turn % 4], layout, **options)
+        assert_proven(work, backend, DTYPES[turn % 3])
+
+
+@on_every_backend
+@pytest.mark.parametrize("width", [1, 3, 8, 16, 37, 65, 200])
+@pytest.mark.parametrize("dim", [21, 40, 129])
+def test_odd_widths(dim, width, backend):
+    for layout, dtype in zip(LAYOUTS, (*DTYPES, torch.float32), strict=True):
+        assert_proven(ted(2, 3, (5, 9), dim, width, layout, strided=width == 37), backend, dtype)
+
+
+@on_every_backend
+@pytest.mark.parametrize("frames", [33, 64])
+def test_long_clips(frames, backend):
+    assert_proven(ted(1, frames, (7, 7), 64, 48), backend, torch.bfloat16)
+
+
+@on_every_backend
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_empty_batches_and_frames_without_patches(layout, backend):
+    require(backend)
+    for dtype in DTYPES:
+        work = ted(0, 2, (3, 3), 24, 16, layout)
+        y, *gradients = work.results(work.placed(dtype), backend)
+        assert y.shape == (0, 10, 24)
+        assert not any(gradient.any() for gradient in gradients)
+    if layout != "difference":  # class tokens alone: nothing for the difference branch
+        assert_proven(ted(2, 3, (0, 0), 24, 16, "temporal"), backend, torch.float32)
