@@ -1,0 +1,86 @@
+"""The tuner: what counts as faster, and that a whole run ends in a file that is read again."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from m2clip.cli import main
+from m2clip.kernels import tuner, tuning
+
+CPU = torch.device("cpu")
+
+
+class Tile(NamedTuple):
+    rows: int
+    warps: int
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv(tuning.FOLDER, str(tmp_path))
+    tuning.forget()
+    yield tmp_path
+    tuning.forget()
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Candidates return how long they take."""
+    monkeypatch.setattr(tuner, "_seconds", lambda run, device: run())
+
+
+def test_the_fastest_wins_only_if_it_is_clearly_faster(clock):
+    candidates = {"rule": lambda: 1.0, "close": lambda: 0.99, "slow": lambda: 2.0}
+    assert tuner.fastest("k", candidates, ["rule"], CPU).winner == "rule"
+    candidates["fast"] = lambda: 0.5
+    choice = tuner.fastest("k", candidates, ["rule"], CPU)
+    assert choice.winner == "fast" and choice.seconds["slow"] == 2.0
+
+
+def test_a_candidate_must_beat_every_default(clock):
+    candidates = {"reference": lambda: 1.0, "reference, compiled": lambda: 0.4, "triton": lambda: 0.5}
+    assert tuner.fastest("op", candidates, list(candidates)[:2], CPU).winner == "reference, compiled"
+
+
+def test_candidates_that_cannot_run_are_told_and_defaults_that_cannot_are_an_error(clock):
+    def out_of_memory():
+        raise RuntimeError("out of resource: shared memory\nmore lines")
+
+    choice = tuner.fastest("k", {"rule": lambda: 1.0, "large": out_of_memory}, ["rule"], CPU)
+    assert choice.winner == "rule" and choice.failed == {"large": "RuntimeError: out of resource: shared memory"}
+    with pytest.raises(RuntimeError, match="k does not run here: RuntimeError: out of resource"):
+        tuner.fastest("k", {"rule": out_of_memory, "other": lambda: 1.0}, ["rule"], CPU)
+
+
+def test_configurations_are_told_apart_by_their_fields(clock):
+    tunable = tuner.Tunable(
+        "mixer", (384, torch.bfloat16), Tile(8, 4), [Tile(8, 8), Tile(16, 4)], lambda tile: tile[0] / tile[1]
+    )
+    config, choice = tuner.best_config(tunable, CPU)
+    assert config == Tile(8, 8)
+    assert choice.name == "mixer 384 bfloat16" and choice.winner == "(8, 8)"
+
+
+def test_a_whole_run_is_kept(monkeypatch):
+    monkeypatch.setattr(tuner, "ROUNDS", 1)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))  # the C++ compiler takes minutes
+    choices = []
+    problem = tuner.Problem(16, 8, 2, (2, 2), 2, torch.float32, classes=5)
+    path = tuner.tune(problem, CPU, choices.append)
+    known = tuning.read(path)
+    operations = [choice.name for choice in choices]
+    assert operations == ["ted_adapter", "bottleneck_adapter", "bias_gelu", "cosine_cross_entropy", "soft_target_kl"]
+    assert set(known.winners) == {f"{name} float32 {8 if 'adapter' in name else 0}" for name in operations}
+    for choice in choices:
+        assert tuner.REFERENCE in choice.seconds and tuner.COMPILED in choice.seconds
+        assert known.winners[next(key for key in known.winners if key.startswith(choice.name))] == choice.winner
+
+
+def test_the_command_needs_a_gpu_and_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["tune"]) == 2
+    assert "measures an NVIDIA GPU, and PyTorch sees none" in capsys.readouterr().err
