@@ -1,4 +1,4 @@
-"""bias_gelu: a linear layer's bias and its GELU in one pass over the layer's output; ops.py says how operators are bound.
+"""bias_gelu: a linear layer's bias and its GELU in one pass over the output; ops.py says how operators are bound.
 
 For layers that are run without their bias because no compiler fuses the two, frozen towers for example.
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,22 @@ SHARED_MEMORY = {80: 163, 90: 227, 100: 227, 120: 99}  # KB a block may use
 TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
-def compiled(kernel: Any, architecture: int, types: dict[str, str], constants: dict[str, Any], **options: int) -> Any:
-    """The kernel for an architecture; types are those of its arguments that are no constants, integers by default."""
+def compiled(
+    kernel: Any,
+    architecture: int,
+    types: dict[str, str],
+    constants: dict[str, Any],
+    aligned: Collection[str] = (),
+    **options: int,
+) -> Any:
+    """The kernel for an architecture; types are those of its arguments that are no constants, integers by default.
+
+    aligned: arguments that are multiples of 16, addresses or numbers; a launch finds out by itself.
+    """
     names = [name for name in kernel.arg_names if name not in constants]
     signature = {name: types.get(name, "i32") for name in names} | dict.fromkeys(constants, "constexpr")
-    source = ASTSource(kernel, {name: signature[name] for name in kernel.arg_names}, constexprs=constants)
+    known = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned if name in names}
+    source = ASTSource(kernel, {name: signature[name] for name in kernel.arg_names}, constexprs=constants, attrs=known)
     return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
 
 
