@@ -89,7 +89,12 @@ class OptimConfig:
         weight_decay: AdamW's, not applied to biases.
         accumulate: forward passes of one optimiser step.
         clip_grad: largest norm of all gradients together; null does not clip.
-        precision: "fp32", or "bf16" / "fp16" autocast (fp16 with loss scaling, on GPUs).
+        precision: of the frozen weights and of what the towers compute: "fp32", "bf16" or "fp16" (with loss scaling, on
+            GPUs). Trained tensors, heads and losses are fp32 in any case.
+        compile: "none", or the mode in which torch.compile compiles forward and backward pass: "default",
+            "reduce-overhead" or "max-autotune". The first step then takes a minute or more.
+        cuda_graph: record forward and backward pass once as a CUDA graph and replay it in every step: for small
+            batches, where launching kernels takes longer than running them. One process, one GPU.
     """
 
     epochs: int = 12
@@ -101,6 +106,8 @@ class OptimConfig:
     accumulate: int = 1
     clip_grad: float | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    compile: Literal["none", "default", "reduce-overhead", "max-autotune"] = "none"
+    cuda_graph: bool = False
 
 
 @dataclass

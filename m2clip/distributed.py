@@ -118,19 +118,10 @@ def all_gather(x: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def sum_scalars(values: dict[str, float], device: torch.device | str = "cpu") -> dict[str, float]:
-    """Sum each named number over the processes, in float64.
-
-    Args:
-        values: the same names on every process.
-        device: where the collective runs: this process's device (nccl needs a GPU).
-    """
-    if world_size() == 1:
-        return dict(values)
-    names = sorted(values)
-    total = torch.tensor([float(values[name]) for name in names], dtype=torch.float64, device=device)
-    dist.all_reduce(total)
-    return dict(zip(names, total.tolist(), strict=True))
+def sum_in_place(values: Tensor) -> None:
+    """Replace numbers by their sums over the processes, without waiting for the device; nothing when alone."""
+    if world_size() > 1:
+        dist.all_reduce(values)
 
 
 def gather_objects(value: Any) -> list[Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m2clip.kernels import masked_word_loss
 
 from .adapters import TextAdapter
+from .text import IGNORE
 from .towers import Block
 
 
@@ -35,7 +37,22 @@ class WordPredictionHead(nn.Module):
         hidden = self.norm(F.gelu(self.dense(hidden)))
         weight = self.decoder if self.tied is None else self.tied.weight
         assert weight is not None  # the decoder is left out only where it is tied
-        return masked_word_loss(hidden, weight, self.bias, targets, divisor=divisor)
+        if hidden.device.type == "cpu":
+            return masked_word_loss(hidden, weight, self.bias, targets, divisor=divisor)
+        return _loss_of_all_positions(hidden, weight, self.bias, targets, divisor)
+
+
+def _loss_of_all_positions(
+    hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, divisor: Tensor | float | None
+) -> Tensor:
+    """masked_word_loss without dropping positions first, for which a GPU would have to be waited for.
+
+    The model sends a sample's few masked words alone, so nearly every position carries one anyway.
+    """
+    with torch.autocast(hidden.device.type, enabled=False):
+        logits = F.linear(hidden.float(), weight.float(), bias.float()).flatten(0, -2)
+        total = F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORE, reduction="sum")
+    return total / ((targets != IGNORE).sum().clamp_min(1) if divisor is None else divisor)
 
 
 class CrossModalWordHead(nn.Module):

@@ -86,4 +86,5 @@ def build_optimizer(
         raise InputError(
             f"model.method {model.method!r} has no trained tensors: choose another method, or evaluate it as it is"
         )
-    return torch.optim.AdamW(groups, lr=peak, weight_decay=weight_decay)
+    # Fused: one launch a group, and it can be told on the device to leave a step out (`found_inf`).
+    return torch.optim.AdamW(groups, lr=peak, weight_decay=weight_decay, fused=True)

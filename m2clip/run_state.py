@@ -170,8 +170,8 @@ def restore_tensors(model: Any, optimizer: torch.optim.Optimizer, tensors: dict[
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             for moment, value in moments.get(names[id(parameter)], {}).items():
-                # AdamW keeps its step counts on the CPU, the other moments beside their parameter.
-                device = "cpu" if moment == "step" and not group.get("capturable") else parameter.device
+                # A fused AdamW keeps its step counts beside the parameter too.
+                device = parameter.device if moment != "step" or group.get("fused") else "cpu"
                 optimizer.state[parameter][moment] = value.to(device)
 
 

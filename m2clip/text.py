@@ -126,6 +126,7 @@ class WordMasker:
         self.ids = None if vocabulary is None else {word: i for i, word in enumerate(vocabulary)}
         self.max_words = max(len(words) for words in prompts)
         self.max_masked = max(self.count(len(words)) for words in prompts)
+        self.length = self._longest()
 
     def count(self, words: int) -> int:
         """How many words of a prompt are masked."""
@@ -140,6 +141,7 @@ class WordMasker:
 
         Returns:
             Prompts whose positions (N, K) are those of the mask words, and targets (N, K), -100 in unused places.
+            Whatever is drawn they have the same shapes, which compiled steps and CUDA graphs need.
         """
         rows, places, targets = [], [], []
         for label, numbers in zip(labels, uniform.tolist(), strict=True):
@@ -157,14 +159,20 @@ class WordMasker:
             targets.append(target + [IGNORE] * (self.max_masked - len(target)))
         shape = (len(rows), self.max_masked)
         positions = torch.tensor(places, dtype=torch.int64).reshape(shape)
-        return Prompts(_pad(rows, 0), positions), torch.tensor(targets, dtype=torch.int64).reshape(shape)
+        return Prompts(_pad(rows, 0, self.length), positions), torch.tensor(targets, dtype=torch.int64).reshape(shape)
+
+    def _longest(self) -> int:
+        """Tokens of the longest prompt, whichever of its words are masked."""
+        mask = len(self.tokenizer.word_ids(MASK_WORD))
+        lengths = [sum(max(mask, len(self.tokenizer.word_ids(word))) for word in words) for words in self.prompts]
+        return min(2 + max(lengths), self.tokenizer.context_length)
 
     def target(self, word: str) -> int:
         """Id of a word in the head's vocabulary."""
         return self.tokenizer.word_ids(word)[0] if self.ids is None else self.ids[vocabulary_word(word)]
 
 
-def _pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
-    length = max((len(row) for row in rows), default=2)
+def _pad(rows: Sequence[Sequence[int]], value: int, length: int | None = None) -> Tensor:
+    length = length or max((len(row) for row in rows), default=2)
     padded = [list(row) + [value] * (length - len(row)) for row in rows]
     return torch.tensor(padded, dtype=torch.int64).reshape(len(rows), length)

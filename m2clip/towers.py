@@ -14,6 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from m2clip.kernels import bias_gelu
+from m2clip.kernels.dispatch import choose
+
 from .errors import InputError
 
 
@@ -41,6 +44,13 @@ def _open_clip_quick_gelu() -> type:
     return QuickGELU
 
 
+def _fused_name(activation: nn.Module) -> str | None:
+    """What `bias_gelu` calls an activation, None where it does not know it."""
+    if isinstance(activation, _open_clip_quick_gelu()):
+        return "quick_gelu"
+    return "gelu" if isinstance(activation, nn.GELU) and activation.approximate == "none" else None
+
+
 class Block(nn.Module):
     """A frozen pre-norm transformer block of open_clip with a place for an adapter before each of its halves."""
 
@@ -64,6 +74,7 @@ class Block(nn.Module):
         self.num_heads = attention.num_heads
         # The model's own activation, QuickGELU in a form that keeps one wide tensor for the backward pass, not two.
         self.activation = quick_gelu if isinstance(block.mlp.gelu, _open_clip_quick_gelu()) else block.mlp.gelu
+        self.fused_activation = _fused_name(block.mlp.gelu)
         self.pre_attn, self.pre_mlp = adapters.get("pre_attn"), adapters.get("pre_mlp")
 
     def attend(self, queries: Tensor, context: Tensor, causal: bool = False, mask: Tensor | None = None) -> Tensor:
@@ -88,8 +99,15 @@ class Block(nn.Module):
 
     def mlp_half(self, x: Tensor) -> Tensor:
         """x + MLP(LN(x))."""
-        hidden = self.activation(self.mlp.c_fc(self.ln_2(x)))
-        return x + self.ls_2(self.mlp.c_proj(hidden))
+        return x + self.ls_2(self.mlp.c_proj(self._expand(self.ln_2(x))))
+
+    def _expand(self, x: Tensor) -> Tensor:
+        layer, name = self.mlp.c_fc, self.fused_activation
+        # A compiler fuses bias and activation by itself; without one, and without a kernel, the bias belongs into the
+        # matrix product.
+        if name is None or torch.compiler.is_compiling() or choose("bias_gelu", x, "auto") == "reference":
+            return self.activation(layer(x))
+        return bias_gelu(F.linear(x, layer.weight), layer.bias, name)
 
 
 class VisionTower(nn.Module):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ from m2clip.errors import InputError
 from m2clip.optim import WarmupCosine, build_optimizer
 from m2clip.run_log import RunLog
 from m2clip.run_state import Progress
+from m2clip.stepping import Pending, Stepper, check_step_options, compile_loss, cuda_capture
 from m2clip.train_setup import (
     LossModule,
     StopRequest,
     build_model,
     datasets,
-    ignore_interrupt,
+    epoch_batches,
     mix_seeds,
     run_identity,
     seed_everything,
@@ -35,6 +37,25 @@ MAX_BAD_STEPS = 3
 
 class NonFiniteError(InputError):
     """The loss or its gradient was not finite several steps in a row; the last checkpoint is intact."""
+
+
+@dataclass(frozen=True)
+class Launched:
+    """A step that was launched and not taken note of yet.
+
+    Attributes:
+        step: optimiser steps before it.
+        lr: its learning rate.
+        pending: what it finds.
+        videos: positions in the training list, batch by batch.
+        replaced: unreadable videos of its batches.
+    """
+
+    step: int
+    lr: float
+    pending: Pending
+    videos: list[list[int]]
+    replaced: list[dict[str, Any]]
 
 
 def run(
@@ -96,6 +117,7 @@ class _Trainer:
         self.stop = StopRequest()
         if config.optim.precision == "fp16" and device.type == "cpu":
             raise InputError("optim.precision is fp16, which needs a GPU: use bf16 or fp32 on the CPU")
+        check_step_options(config.optim.compile, config.optim.cuda_graph, device)
         say = print if distributed.is_main() and not quiet else lambda line: None
         if not resume and run_state.list_checkpoints(self.checkpoints):
             raise InputError(f"{self.folder} already holds a run: resume it, or choose another output folder")
@@ -117,7 +139,6 @@ class _Trainer:
             weight_decay=optim.weight_decay,
             text_lr_scale=optim.text_lr_scale,
         )
-        self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self.scaler = torch.amp.GradScaler(device.type, enabled=optim.precision == "fp16")
         self.batches_per_epoch = len(self.train_set) // processes // optim.batch_size
         if self.batches_per_epoch == 0:
@@ -137,9 +158,23 @@ class _Trainer:
             say(f"{self.folder}: going on after step {self.progress.step} of {total_steps}")
         elif distributed.is_main():
             self.folder.mkdir(parents=True, exist_ok=True)
-        self.wrapped: LossModule | nn.parallel.DistributedDataParallel = LossModule(self.model)
+        loss: nn.Module = LossModule(self.model)
+        if optim.compile != "none":
+            compile_loss(loss, optim.compile, optim.cuda_graph)
         if processes > 1:
-            self.wrapped = nn.parallel.DistributedDataParallel(self.wrapped)
+            loss = nn.parallel.DistributedDataParallel(loss)
+        self.stepper = Stepper(
+            loss,
+            self.optimizer,
+            self.scaler,
+            optim.clip_grad,
+            device,
+            capture=cuda_capture if optim.cuda_graph else None,
+            keep_gradients=optim.compile != "none",
+        )
+        self.launched: deque[Launched] = deque()
+        # On a GPU the host reads what a step found while the next one runs.
+        self.unread = 1 if device.type == "cuda" else 0
         if distributed.is_main():
             save_config(config, self.folder / "config.yaml")
         self.log = RunLog(self.folder, total_steps, self.progress.step, quiet, distributed.is_main())
@@ -185,136 +220,84 @@ class _Trainer:
     def train_epoch(self) -> bool:
         """Train to the end of the epoch, or until a stop is asked for: then False."""
         progress, accumulate = self.progress, self.config.optim.accumulate
-        batches = self.batches()
+        batches = epoch_batches(self.config, self.train_set, self.device, progress.epoch, progress.batches)
         self.clock, self.clips = time.monotonic(), 0
         while True:
             size = min(accumulate, self.batches_per_epoch - progress.batches)
-            stopping = self.step([next(batches) for _ in range(size)])
+            self.step([next(batches) for _ in range(size)])
             progress.batches += size
             progress.step += 1
             done = progress.batches == self.batches_per_epoch
+            logging = done or progress.step % self.config.log_every == 0
+            every = self.config.checkpoint_every
+            saving = done or (every > 0 and progress.step % every == 0)
+            stopping = self.read_steps(0 if logging or saving else self.unread)
             self.log.advance(progress.step)
-            if progress.step % self.config.log_every == 0 or done:
+            if stopping:
+                self.read_steps(0)
+            if logging:
                 self.log_numbers()
             if done:
                 progress.epoch, progress.batches = progress.epoch + 1, 0
-            every = self.config.checkpoint_every
             # Skipped steps changed no weight, so between them there is nothing new to keep.
-            if stopping or done or (every and progress.step % every == 0 and progress.bad_steps == 0):
+            if stopping or done or (saving and progress.bad_steps == 0):
                 self.checkpoint()
             if self.on_step is not None:
                 self.on_step(progress)
             if stopping or done:
                 return not stopping
 
-    def batches(self) -> Iterator[dict[str, Any]]:
-        """What the epoch has left, in this process's share."""
-        from torch.utils.data import DataLoader
-
-        from m2clip.data.clips import EpochSampler, collate
-
-        config, progress = self.config, self.progress
-        sampler = EpochSampler(
-            len(self.train_set),
-            seed=config.seed,
-            epoch=progress.epoch,
-            shuffle=True,
-            rank=distributed.rank(),
-            world_size=distributed.world_size(),
-            start=progress.batches * config.optim.batch_size,
-            drop_last=True,
-        )
-        loader = DataLoader(
-            self.train_set,
-            batch_size=config.optim.batch_size,
-            sampler=sampler,
-            num_workers=config.data.workers,
-            collate_fn=collate,
-            drop_last=True,
-            pin_memory=self.device.type == "cuda",
-            worker_init_fn=ignore_interrupt,
-            # Its own generator: starting workers would otherwise draw from the one that dropout draws from.
-            generator=torch.Generator().manual_seed(config.seed),
-        )
-        iterator = iter(loader)
-        while True:
-            try:
-                yield next(iterator)
-            except StopIteration:
-                return
-            except InputError as error:
-                # A worker's error comes back with its whole traceback as the message.
-                raise InputError(str(error).strip().splitlines()[-1].partition("Error: ")[2] or str(error)) from None
-
-    def step(self, batches: list[dict[str, Any]]) -> bool:
-        """One optimiser step; returns whether any process was asked to stop."""
-        config, progress = self.config, self.progress
+    def step(self, batches: list[dict[str, Any]]) -> None:
+        """Launch one optimiser step."""
+        progress = self.progress
         lr = self.schedule.apply(self.optimizer, progress.step)
-        sums: dict[str, Tensor] = {}
-        bad: list[int] = []
-        for number, batch in enumerate(batches):
-            last = number == len(batches) - 1
-            hold = nullcontext() if last or isinstance(self.wrapped, LossModule) else self.wrapped.no_sync()
-            video = batch["video"].to(self.device, non_blocking=True)
-            labels = batch["label"].to(self.device, non_blocking=True)
-            # Words are masked by position in the run, not by what was drawn before, and alike in all processes: the
-            # model deals the numbers out among them.
-            generator = torch.Generator().manual_seed(mix_seeds(config.seed, progress.epoch, progress.batches + number))
-            with hold:
-                total, parts = self.wrapped(video, labels, generator)
-                self.scaler.scale(total / len(batches)).backward()
-            for name, value in {"loss": total.detach(), **{f"loss_{k}": v for k, v in parts.items()}}.items():
-                sums[name] = sums.get(name, 0.0) + value.float() / len(batches)
-            if not torch.isfinite(total.detach()):
-                bad.append(number)
-        self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.parameters, config.optim.clip_grad or math.inf)
-
         replaced = [entry for batch in batches for entry in batch.get("replaced", ()) if entry]
-        totals = distributed.sum_scalars(
-            {
-                **{name: value.item() for name, value in sums.items()},
-                "bad": float(bool(bad)),
-                "stop": float(self.stop.requested),
-                "replaced": float(len(replaced)),
-            },
-            self.device,
-        )
-        stopping, some_bad, some_replaced = (totals.pop(name) > 0 for name in ("stop", "bad", "replaced"))
-        if some_replaced:
-            entries = [entry for part in distributed.gather_objects(replaced) for entry in part]
-            self.log.record_bad_videos(entries, progress.step)
-        finite = not some_bad and (bool(torch.isfinite(norm)) or self.overflow_expected())
-        if finite:
-            self.scaler.step(self.optimizer)
-            progress.bad_steps = 0
-            numbers = {name: value / distributed.world_size() for name, value in totals.items()}
-            for name, value in {**numbers, "lr": lr, "grad_norm": float(norm)}.items():
-                progress.sums[name] = progress.sums.get(name, 0.0) + value
-            progress.summed_steps += 1
-        if not some_bad:
-            self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.clips += self.samples_per_step * len(batches) // config.optim.accumulate
-        if not finite:
-            self.note_bad_step([batches[number] for number in bad] or ([] if some_bad else batches))
+        inputs = [self.inputs(batch, progress.batches + number) for number, batch in enumerate(batches)]
+        pending = self.stepper(inputs, {"stop": float(self.stop.requested), "replaced": float(len(replaced))})
+        videos = [batch["index"].tolist() for batch in batches]
+        self.launched.append(Launched(progress.step, lr, pending, videos, replaced))
+        self.clips += self.samples_per_step * len(batches) // self.config.optim.accumulate
+
+    def inputs(self, batch: dict[str, Any], number: int) -> tuple[Tensor, ...]:
+        """What the loss takes, of the batch of this number in the epoch."""
+        # Words are masked by position in the run, not by what was drawn before, and alike in all processes: the
+        # model deals the numbers out among them.
+        generator = torch.Generator().manual_seed(mix_seeds(self.config.seed, self.progress.epoch, number))
+        drawn = self.model.draw(batch["label"], generator)
+        if self.device.type == "cuda":
+            drawn = tuple(tensor.pin_memory() for tensor in drawn)
+        return batch["video"], batch["label"], *drawn
+
+    def read_steps(self, leave: int) -> bool:
+        """Take note of all launched steps but the newest few; returns whether any process was asked to stop."""
+        stopping = False
+        while len(self.launched) > leave:
+            stopping |= self.note(self.launched.popleft())
         return stopping
 
-    def overflow_expected(self) -> bool:
-        """Whether an infinite gradient only tells of too high an fp16 loss scale: the scaler skips the step."""
-        return self.scaler.is_enabled() and self.scaler.get_scale() > 1.0
+    def note(self, launched: Launched) -> bool:
+        progress, found = self.progress, launched.pending.read()
+        if found.counts["replaced"]:
+            entries = [entry for part in distributed.gather_objects(launched.replaced) for entry in part]
+            self.log.record_bad_videos(entries, launched.step)
+        if found.finite:
+            progress.bad_steps = 0
+            for name, value in {**found.losses, "lr": launched.lr, "grad_norm": found.grad_norm}.items():
+                progress.sums[name] = progress.sums.get(name, 0.0) + value
+            progress.summed_steps += 1
+        else:
+            suspects = found.bad_passes if found.bad_loss else range(len(launched.videos))
+            self.note_bad_step(launched.step + 1, [index for number in suspects for index in launched.videos[number]])
+        return found.counts["stop"] > 0
 
-    def note_bad_step(self, batches: list[dict[str, Any]]) -> None:
-        progress = self.progress
-        progress.bad_steps += 1
-        items = self.train_set.annotations.items
-        own = [str(items[index].path) for batch in batches for index in batch["index"].tolist()]
-        paths = [path for part in distributed.gather_objects(own) for path in part]
-        named = ", ".join(paths)
-        self.log.say(f"step {progress.step + 1}: loss or gradient is not finite, step skipped; videos: {named}")
-        if progress.bad_steps >= MAX_BAD_STEPS:
+    def note_bad_step(self, step: int, videos: list[int]) -> None:
+        self.progress.bad_steps += 1
+        own = [str(self.train_set.annotations.items[index].path) for index in videos]
+        named = ", ".join(path for part in distributed.gather_objects(own) for path in part)
+        self.log.say(f"step {step}: loss or gradient is not finite, step skipped; videos: {named}")
+        if self.progress.bad_steps >= MAX_BAD_STEPS:
             raise NonFiniteError(
-                f"loss or gradient was not finite in {MAX_BAD_STEPS} steps in a row, up to step {progress.step + 1}: "
+                f"loss or gradient was not finite in {MAX_BAD_STEPS} steps in a row, up to step {step}: "
                 f"look at these videos or lower optim.lr; the last checkpoint is intact; videos: {named}"
             )
 

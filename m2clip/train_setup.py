@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _FREE = (
     *("data.train", "data.train_split", "data.val", "data.val_split", "data.root", "data.format", "data.classes"),
     *("data.workers", "data.reader", "eval.clips", "eval.crops", "eval.on_error", "eval.batch_size", "output"),
+    *("optim.compile", "optim.cuda_graph"),
     *("log_every", "checkpoint_every", "keep_checkpoints", "validate_every", "keep", "timeout", "model.pretrained"),
 )
 
@@ -35,8 +36,8 @@ class LossModule(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, video: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        loss = self.model.loss(video, labels, generator=generator)
+    def forward(self, video: Tensor, labels: Tensor, *drawn: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = self.model.loss(video, labels, drawn=drawn)
         return loss.total, loss.parts
 
 
@@ -141,6 +142,51 @@ def datasets(
         return train, None
     val = _annotations(config, config.data.val, config.data.val_split, list(class_names))
     return train, ClipDataset(val, settings, training=False, seed=config.seed)
+
+
+def epoch_batches(
+    config: RunConfig, dataset: ClipDataset, device: torch.device, epoch: int, done: int
+) -> Iterator[dict[str, Any]]:
+    """What an epoch has left after so many batches of each process, in this process's share; all of one size.
+
+    Raises:
+        InputError: a video that cannot be read and has no replacement.
+    """
+    from torch.utils.data import DataLoader
+
+    from m2clip.data.clips import EpochSampler, collate
+
+    sampler = EpochSampler(
+        len(dataset),
+        seed=config.seed,
+        epoch=epoch,
+        shuffle=True,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        start=done * config.optim.batch_size,
+        drop_last=True,
+    )
+    loader = DataLoader(
+        dataset,
+        batch_size=config.optim.batch_size,
+        sampler=sampler,
+        num_workers=config.data.workers,
+        collate_fn=collate,
+        drop_last=True,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=ignore_interrupt,
+        # Its own generator: starting workers would otherwise draw from the one that dropout draws from.
+        generator=torch.Generator().manual_seed(config.seed),
+    )
+    iterator = iter(loader)
+    while True:
+        try:
+            yield next(iterator)
+        except StopIteration:
+            return
+        except InputError as error:
+            # A worker's error comes back with its whole traceback as the message.
+            raise InputError(str(error).strip().splitlines()[-1].partition("Error: ")[2] or str(error)) from None
 
 
 def build_model(config: RunConfig, class_names: Sequence[str], clip: nn.Module | None = None) -> VideoModel:

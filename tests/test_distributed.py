@@ -36,7 +36,7 @@ def batch() -> tuple[Tensor, Tensor]:
 
 
 def loss_and_gradients(module: Any, model: Any, video: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    total, parts = module(video, labels, torch.Generator().manual_seed(3))
+    total, parts = module(video, labels, *model.draw(labels, torch.Generator().manual_seed(3)))
     total.backward()
     gradients = {name: value.grad for name, value in model.named_parameters() if value.requires_grad}
     return {"total": total.detach(), **parts, **gradients}
@@ -66,7 +66,9 @@ def half_batch(rank: int, port: int, folder: str) -> None:
     expected = torch.arange(12.0).reshape(4, 3)[2 * rank : 2 * rank + 2] * 3
     assert torch.equal(x.grad, expected)
     assert distributed.all_gather(torch.tensor([rank])).tolist() == [0, 1]
-    assert distributed.sum_scalars({"b": 1.0 + rank, "a": 0.5}) == {"a": 1.0, "b": 3.0}
+    values = torch.tensor([0.5, 1.0 + rank], dtype=torch.float64)
+    distributed.sum_in_place(values)
+    assert values.tolist() == [1.0, 3.0]
     assert distributed.gather_objects(f"r{rank}") == ["r0", "r1"]
     distributed.barrier()
     distributed.shutdown()
@@ -97,7 +99,9 @@ def test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert distributed.all_gather_with_grad(x) is x
     assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
     assert distributed.gather_objects(3) == [3]
-    assert distributed.sum_scalars({"a": 2.0}) == {"a": 2.0}
+    values = torch.tensor([2.0])
+    distributed.sum_in_place(values)
+    assert values.tolist() == [2.0]
     distributed.barrier()
     with pytest.raises(InputError, match="cuda:99"):
         distributed.init(1, "cuda:99")

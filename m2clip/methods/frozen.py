@@ -45,7 +45,13 @@ class FrozenCLIP(VideoModel):
         frame_features = self.visual.project(self.visual(video)).float()
         return frame_features, frame_features.mean(dim=1), None
 
-    def loss(self, video: Tensor, labels: Tensor, generator: torch.Generator | None = None) -> Losses:
+    def loss(
+        self,
+        video: Tensor,
+        labels: Tensor,
+        generator: torch.Generator | None = None,
+        drawn: Sequence[Tensor] | None = None,
+    ) -> Losses:
         raise InputError('frozen CLIP (method "clip") has nothing to train; choose another method such as "m2clip"')
 
     def options(self) -> dict[str, Any]:

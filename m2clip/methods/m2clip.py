@@ -143,12 +143,20 @@ class M2CLIP(VideoModel):
 
     # ---- Eqs. 10-12 and VC: the multi-task decoder ----
 
-    def loss(self, video: Tensor, labels: Tensor, generator: torch.Generator | None = None) -> Losses:
+    def loss(
+        self,
+        video: Tensor,
+        labels: Tensor,
+        generator: torch.Generator | None = None,
+        drawn: Sequence[Tensor] | None = None,
+    ) -> Losses:
         """Weighted sum of the heads' losses.
 
         Args:
             video: (B, T, 3, H, W). labels: (B,) int64. generator: CPU generator of the masked words; in several
                 processes all must pass generators of the same state.
+            drawn: masked words drawn before (:meth:`draw`), on the device; None draws them here, for which a GPU has to
+                be waited for.
 
         Raises:
             InputError: if the class names were exchanged, because heads and labels would no longer agree.
@@ -168,7 +176,8 @@ class M2CLIP(VideoModel):
                 cmc_scale = scale if fixed is None else torch.full_like(scale, fixed)
                 parts["cmc"] = cosine_cross_entropy(video_features, text_features, labels, cmc_scale)
         if self.cmlm is not None:
-            parts["cmlm"] = self._masked_word_loss(frame_features, labels, generator)
+            drawn = self.draw(labels.cpu(), generator) if drawn is None else drawn
+            parts["cmlm"] = self._masked_word_loss(frame_features, *(part.to(labels.device) for part in drawn))
         if logits is not None:
             parts["vc"] = nn.functional.cross_entropy(logits, labels)
         terms = [self.config.head_weights[name] * part for name, part in parts.items()]
@@ -176,13 +185,18 @@ class M2CLIP(VideoModel):
         total = sum(terms, start=video_features.new_zeros(()))
         return Losses(total, {name: part.detach() for name, part in parts.items()})
 
-    def _masked_word_loss(self, frame_features: Tensor, labels: Tensor, generator: torch.Generator | None) -> Tensor:
-        assert self.masker is not None and self.cmlm is not None  # both belong to the cmlm head
+    def draw(self, labels: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
+        """Prompts with masked words: token ids (B, S), positions of the words (B, K) and their targets (B, K)."""
+        if self.masker is None:
+            return ()
         uniform = torch.rand(world_size() * len(labels), self.masker.max_words, generator=generator)
         own = uniform[rank() * len(labels) :][: len(labels)]  # as if one process had drawn for the whole batch
         prompts, targets = self.masker(labels.tolist(), own)
-        prompts, targets = prompts.to(labels.device), targets.to(labels.device)
-        hidden = self.text(prompts.tokens, prompts.positions)
+        return prompts.tokens, prompts.positions, targets
+
+    def _masked_word_loss(self, frame_features: Tensor, tokens: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
+        assert self.cmlm is not None
+        hidden = self.text(tokens, positions)
         features = self.cmlm(hidden, frame_features.to(hidden.dtype))
         return self.cmlm.words.loss(features.float(), targets, word_divisor(targets))
 
