@@ -7,7 +7,7 @@ HERE := $(CURDIR)
 # One process a core, one thread a process: more threads than cores make everything slower.
 TEST_ENV := OMP_NUM_THREADS=1 MPLBACKEND=Agg
 
-.PHONY: help demo test lint types sanitize install bench bench-ops clean
+.PHONY: help demo test lint types sanitize install bench bench-ops gpu clean
 .DEFAULT_GOAL := help
 
 help:
@@ -17,6 +17,7 @@ help:
 	@echo "make sanitize  run the C++ kernels under the address, undefined-behaviour and thread sanitizers"
 	@echo "make bench     time adapters, losses and a training step against the authors' code (half an hour, quiet machine)"
 	@echo "make bench-ops time every operation with pytest-benchmark and keep the numbers as history"
+	@echo "make gpu       on a machine with a GPU: build, test, sanitize and benchmark everything (OUT=folder, DRY=1 checks only)"
 	@echo "make clean     remove build products; the environment ($(VENV)) stays"
 
 $(BIN)/python:
@@ -67,6 +68,11 @@ bench: install
 bench-ops: install
 	$(BIN)/python -m pytest benchmarks/ops --benchmark-autosave \
 		--benchmark-storage=file://benchmarks/results/cpu/history
+
+# Needs no network and installs nothing into the Python it finds: the environment of the other targets, else $(PYTHON).
+gpu:
+	@$$([ -x $(BIN)/python ] && echo $(BIN)/python || echo $(PYTHON)) tools/gpu_suite.py \
+		$(if $(OUT),--out $(OUT)) $(if $(ARCHIVE),--archive $(ARCHIVE)) $(if $(DRY),--dry)
 
 clean:
 	rm -rf build dist *.egg-info m2clip/_native*.so m2clip/_native_missing.txt .pytest_cache .mypy_cache .ruff_cache

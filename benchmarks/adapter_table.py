@@ -2,7 +2,8 @@
 
 Spread is the distance of the 20th and the 80th percentile over the median. "vs" is how many times faster than the best
 of the authors' formulation and than the best under torch.compile, "of" the share of the speed of the bare GEMMs and of
-a copy of the bytes that must move.
+a copy of the bytes that must move. On a GPU "of limits" is the share of the speed at which a large GEMM and a large
+copy would do the FLOPs or move the bytes, whichever takes longer.
 """
 
 from __future__ import annotations
@@ -34,6 +35,10 @@ def digits(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def copy_label(copy: Mapping[str, Any]) -> str:
+    return f"copy, {copy['bandwidth_gb_s']:.0f} GB/s"
+
+
 def show(result: Mapping[str, Any]) -> None:
     """Print a case of adapter_speed.json."""
     for which, numbers in result["passes"].items():
@@ -49,12 +54,18 @@ def show(result: Mapping[str, Any]) -> None:
             over = own["speedup_over"]
             ratios = [f"{over[key]['median']:.2f}x" if key in over else "-" for key in ("authors", "torch.compile")]
             shares = [f"{100 * own['floor_fraction']['median']:.0f} %", f"{100 * own['copy_fraction']:.0f} %"]
+            if "least_fraction" in own:
+                shares.append(f"{100 * own['least_fraction']:.0f} %")
             memory = [digits(peaks[name] / 1e6) if name in peaks else "-"] if peaks else []
             rows.append([name, *times(own["seconds"]), *ratios, *shares, *memory])
-        for name, label in (("floor", f"floor: {numbers['floor']['gemms']} GEMMs"), ("copy", "copy")):
+        labels = {"floor": f"floor: {numbers['floor']['gemms']} GEMMs", "copy": copy_label(numbers["copy"])}
+        if "gemm" in numbers:
+            labels["gemm"] = f"GEMM, {numbers['gemm']['throughput_tflop_s']:.0f} TFLOP/s"
+        for name, label in labels.items():
             label_and_times = [label, *times(numbers[name]["seconds"])]
             rows.append(label_and_times + ["-"] * (len(rows[0]) - len(label_and_times)))
-        header = ("", *HEADER, *(["peak\nMB"] if peaks else []))
+        limits = ["of\nlimits"] if "least_seconds" in numbers else []
+        header = ("", *HEADER, *limits, *(["peak\nMB"] if peaks else []))
         print_line(f"\n{result['name']}, {which} in {unit}: {title(result['shape'])}")
         console().print(table(header, rows, numbers=len(header) - 1))
     for name, reason in result["not_run"].items():

@@ -5,7 +5,8 @@
 
 All variants have the same inputs and take turns in one run. A variant that disagrees with the reference in double
 precision is not timed, and the exit code is then 1. The floor is the matrix products alone: two forward, four more
-backward. Writes bottleneck_speed.json and bottleneck_speed.png.
+backward. On a GPU the caches are overwritten between calls, and peak memory of a forward and backward is counted.
+Writes bottleneck_speed.json and bottleneck_speed.png.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ import torch
 from torch import Tensor
 
 from benchmarks import loss_plot
+from benchmarks.adapter_speed import CACHE_BYTES
 from benchmarks.adapter_variants import PASSES
 from benchmarks.loss_speed import TURN_SECONDS, show
 from benchmarks.loss_variants import COMPILED, EAGER
-from benchmarks.measure import calls_for, interleave, ratio, summary, write_results
+from benchmarks.measure import Budget, calls_for, interleave, overwritten_caches, ratio, summary, write_results
+from benchmarks.memory import peak_bytes
 from m2clip import kernels
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}  # of a tensor's norm
@@ -44,7 +47,7 @@ class Case:
     dtype: str = "float32"
 
 
-CASES = (
+CPU_CASES = (
     Case("text", 400 * 13, 512, 384),  # the prompts of Kinetics-400, cut to the longest
     Case("vision", 2 * 8 * 197, 768, 384),
     Case("vision-r64", 2 * 8 * 197, 768, 64),
@@ -52,6 +55,17 @@ CASES = (
     Case("vision-bf16", 2 * 8 * 197, 768, 384, dtype="bfloat16"),
     Case("tiny", 16, 32, 16),
 )
+GPU_CASES = (
+    Case("vision", 32 * 8 * 197, 768, 384, dtype="bfloat16"),
+    Case("vision-r64", 32 * 8 * 197, 768, 64, dtype="bfloat16"),
+    Case("text", 400 * 13, 512, 384, dtype="bfloat16"),
+    Case("text-r64", 400 * 13, 512, 64, dtype="bfloat16"),
+    Case("vision-quick", 32 * 8 * 197, 768, 192, "quick_gelu", "bfloat16"),
+    Case("tiny", 16, 32, 16, dtype="bfloat16"),
+    Case("vision-fp32", 32 * 8 * 197, 768, 384),
+)
+CASES = tuple({case.name: case for case in (*CPU_CASES, *GPU_CASES)}.values())
+SMALL_BYTES = 2**20  # tokens below this are a measurement of the overhead of a call
 
 
 class Problem:
@@ -138,11 +152,13 @@ def measure(case: Case, device: torch.device, rounds: int, compiled: bool) -> tu
     torch._dynamo.reset()
     problem, passes = Problem(case, device), {}
     ready, not_run, wrong = problem.variants(compiled)
+    large = problem.inputs[0].nbytes > SMALL_BYTES
+    before = overwritten_caches(device, CACHE_BYTES) if device.type == "cuda" and large else None
     for which, gemms in zip(PASSES, (2, 6), strict=True):
         runs = {name: problem.runs(call)[which] for name, call in ready.items()}
         runs["floor"] = problem.floor_runs()[which]
         calls = {name: calls_for(run, device, TURN_SECONDS) for name, run in runs.items()}
-        seconds = interleave(runs, rounds, device, calls=calls)
+        seconds = interleave(runs, rounds, device, calls=calls, before_turn=before)
         times: dict[str, Any] = {name: {"seconds": summary(taken)} for name, taken in seconds.items()}
         baselines = [name for name in (EAGER, COMPILED) if name in ready]
         for name in ready:
@@ -150,7 +166,11 @@ def measure(case: Case, device: torch.device, rounds: int, compiled: bool) -> tu
             times[name]["speedup_over"] = {other: ratio(seconds[other], seconds[name]) for other in baselines}
         flops = 2 * case.tokens * case.dim * case.width * gemms
         passes[which] = {"flops": flops, "floor": {**times.pop("floor"), "gemms": gemms}, "variants": times}
-    return {**asdict(case), "passes": passes, "not_run": not_run}, wrong
+    result = {**asdict(case), "passes": passes, "not_run": not_run}
+    if device.type == "cuda":
+        both = {name: problem.runs(call)[PASSES[1]] for name, call in ready.items()}
+        result["peak_memory_bytes"] = {name: peak_bytes(run, run, device) for name, run in both.items()}
+    return result, wrong
 
 
 def main() -> None:
@@ -159,18 +179,21 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", metavar="NAME", choices=[case.name for case in CASES])
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    Budget.add_argument(parser)
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--out", type=Path, help="folder of JSON and PNG (default: benchmarks/results/<device>)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    device, cases, complaints = torch.device(args.device), [], []
-    for case in CASES:
-        if not args.cases or case.name in args.cases:
-            result, wrong = measure(case, device, args.rounds, not args.no_compile)
+    device, cases, complaints, budget = torch.device(args.device), [], [], Budget(args.budget)
+    rounds = budget.rounds(args.rounds)
+    for case in GPU_CASES if device.type == "cuda" else CPU_CASES:
+        if (not args.cases or case.name in args.cases) and budget.allows(case.name):
+            result, wrong = measure(case, device, rounds, not args.no_compile and budget.allows_compiling())
             show(result, title(result))
             cases.append(result)
             complaints += wrong
-    config = {"rounds": args.rounds, "compiled": not args.no_compile, "threads": torch.get_num_threads()}
+    config = {"rounds": rounds, "compiled": not args.no_compile, "threads": torch.get_num_threads()}
+    config["left_out"] = budget.left_out
     path = write_results("bottleneck_speed", device, {"config": config, "cases": cases}, args.out)
     print(path)
     print(loss_plot.draw(json.loads(path.read_text()), path.with_suffix(".png"), "bottleneck_adapter", title))

@@ -5,7 +5,8 @@
 
 All variants have the same inputs and take turns in one run. A variant that disagrees with the reference in double
 precision is not timed, and the exit code is then 1. The floor is the matrix products alone: one forward, two more
-backward, or one more where the decoder is frozen. Features are 512 wide and fp32. Writes loss_speed.json and
+backward, or one more where the decoder is frozen. Features are 512 wide and fp32. On a GPU every variant is timed once
+more as a CUDA graph, recorded once and replayed: without any work of the processor. Writes loss_speed.json and
 loss_speed.png.
 """
 
@@ -27,7 +28,7 @@ from benchmarks import loss_plot
 from benchmarks.adapter_table import digits, unit_for
 from benchmarks.adapter_variants import PASSES
 from benchmarks.loss_variants import CASES, COMPILED, DIM, EAGER, SCALE, TOLERANCE, Case, Loss, Problem, variants
-from benchmarks.measure import calls_for, interleave, ratio, summary, write_results
+from benchmarks.measure import Budget, calls_for, interleave, ratio, recorded, summary, write_results
 from m2clip.commands.output import console, print_line, table
 
 QUICK = ("k400", "pairs", "words")
@@ -41,6 +42,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument("--quick", action="store_true", help=f"3 rounds, cases {', '.join(QUICK)}")
+    Budget.add_argument(parser)
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--out", type=Path, help="folder of JSON and PNG (default: benchmarks/results/<device>)")
     args = parser.parse_args()
@@ -69,28 +71,34 @@ def prepare(problem: Problem, compiled: bool) -> tuple[dict[str, Loss], dict[str
 
 def time_pass(problem: Problem, ready: Mapping[str, Loss], which: str, rounds: int) -> dict[str, Any]:
     """Times of one pass of all variants and of the floor, and how they compare round by round."""
-    device, backward = problem.device, which == PASSES[1]
+    device, case = problem.device, problem.case
     runs: dict[str, Callable[[], object]] = {name: problem.runs(loss)[which] for name, loss in ready.items()}
     runs["floor"] = problem.floor_runs()[which]
     calls = {name: calls_for(run, device, TURN_SECONDS) for name, run in runs.items()}
     seconds = interleave(runs, rounds, device, calls=calls)
     times: dict[str, Any] = {name: {"calls": calls[name], "seconds": summary(taken)} for name, taken in seconds.items()}
+    baselines = [other for other in (EAGER, COMPILED) if other in ready]
     for name in ready:
         times[name]["floor_fraction"] = ratio(seconds["floor"], seconds[name])
-        baselines = [other for other in (EAGER, COMPILED) if other in ready]
         times[name]["speedup_over"] = {other: ratio(seconds[other], seconds[name]) for other in baselines}
-    case = problem.case
-    products = case.products[backward]
+    if device.type == "cuda" and case.op != "masked_word_loss":  # how many words are masked is read by the processor
+        graphs = {name: recorded(runs[name]) for name in ready if name.startswith("m2clip") or name in baselines}
+        calls = {name: calls_for(graph, device, TURN_SECONDS) for name, graph in graphs.items()}
+        for name, taken in interleave(graphs, rounds, device, calls=calls).items():
+            times[name]["graph_seconds"] = summary(taken)
+    products = case.products[which == PASSES[1]]
     floor = {**times.pop("floor"), "gemms": products}
     return {"flops": 2 * case.rows * case.columns * DIM * products, "floor": floor, "variants": times}
 
 
-def measure(case: Case, device: torch.device, args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+def measure(
+    case: Case, device: torch.device, args: argparse.Namespace, budget: Budget
+) -> tuple[dict[str, Any], list[str]]:
     """All numbers of one case, and complaints of wrong variants."""
     torch._dynamo.reset()  # a case compiles from scratch, whatever came before it
     problem = Problem(case, device)
-    ready, not_run, wrong = prepare(problem, not args.no_compile)
-    passes = {which: time_pass(problem, ready, which, args.rounds) for which in PASSES}
+    ready, not_run, wrong = prepare(problem, not args.no_compile and budget.allows_compiling())
+    passes = {which: time_pass(problem, ready, which, budget.rounds(args.rounds)) for which in PASSES}
     return {**asdict(case), "dim": DIM, "passes": passes, "not_run": not_run}, wrong
 
 
@@ -98,6 +106,7 @@ def show(result: Mapping[str, Any], title: str) -> None:
     """Print a case: spread is the distance of the 20th and 80th percentile over the median."""
     for which, numbers in result["passes"].items():
         unit, factor = unit_for(numbers)
+        graphs = any("graph_seconds" in own for own in numbers["variants"].values())
         rows = []
         for name, own in (
             *numbers["variants"].items(),
@@ -107,9 +116,11 @@ def show(result: Mapping[str, Any], title: str) -> None:
             spread = f"{100 * (own['seconds']['p80'] - own['seconds']['p20']) / middle:.0f} %"
             ratios = [f"{over[base]['median']:.2f}x" if base in over else "-" for base in (EAGER, COMPILED)]
             share = f"{100 * own['floor_fraction']['median']:.0f} %" if over else "-"
-            rows.append([name, digits(middle * factor), spread, *ratios, share])
+            graph = [digits(own["graph_seconds"]["median"] * factor) if "graph_seconds" in own else "-"]
+            rows.append([name, digits(middle * factor), spread, *ratios, share, *(graph if graphs else [])])
         print_line(f"\n{result['name']}, {which} in {unit}: {title}")
-        console().print(table(("", "median", "spread", "vs\neager", "vs\ncompile", "of\nfloor"), rows, numbers=5))
+        header = ("", "median", "spread", "vs\neager", "vs\ncompile", "of\nfloor", *(["as\ngraph"] if graphs else []))
+        console().print(table(header, rows, numbers=len(header) - 1))
     for name, reason in result["not_run"].items():
         print_line(f"{name}: not run, {reason}")
 
@@ -118,16 +129,17 @@ def main() -> None:
     args = arguments()
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
-    cases, complaints = [], []
+    cases, complaints, budget = [], [], Budget(args.budget)
     for case in CASES:
-        if args.cases and case.name not in args.cases:
+        if (args.cases and case.name not in args.cases) or not budget.allows(case.name):
             continue
-        result, wrong = measure(case, device, args)
+        result, wrong = measure(case, device, args, budget)
         show(result, loss_plot.title(result))
         cases.append(result)
         complaints += wrong
     config = {
-        "rounds": args.rounds,
+        "rounds": budget.rounds(args.rounds),
+        "left_out": budget.left_out,
         "quick": args.quick,
         "compiled": not args.no_compile,
         "threads": torch.get_num_threads(),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
 import re
+import statistics
 import subprocess
 import time
 from collections.abc import Callable, Mapping
@@ -32,21 +34,43 @@ def interleave(
     Args:
         variants: what to time. rounds: turns of each.
         calls: calls in one turn, 1 by default; the seconds are those of one call.
-        before_turn: run before every turn, outside the time taken.
+        before_turn: run before every turn, on a GPU before every call, outside the time taken.
+
+    On a GPU the time is its own, between two events. Calls follow each other without waiting for the processor, whose
+    overhead therefore counts only where it is longer than the work on the GPU.
     """
+    turn = _gpu_turn if device.type == "cuda" else _cpu_turn
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds):
         for name, run in variants.items():
-            number = calls[name] if calls else 1
-            if before_turn is not None:
-                before_turn()
-            synchronise(device)
-            start = time.perf_counter()
-            for _ in range(number):
-                run()
-            synchronise(device)
-            seconds[name].append((time.perf_counter() - start) / number)
+            seconds[name].append(turn(run, calls[name] if calls else 1, before_turn))
     return seconds
+
+
+def _cpu_turn(run: Callable[[], Any], number: int, before: Callable[[], Any] | None) -> float:
+    if before is not None:
+        before()
+    start = time.perf_counter()
+    for _ in range(number):
+        run()
+    return (time.perf_counter() - start) / number
+
+
+def _gpu_turn(run: Callable[[], Any], number: int, before: Callable[[], Any] | None) -> float:
+    group = number if before is None else 1  # calls between two events
+    marks = [
+        (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(number // group)
+    ]
+    torch.cuda.synchronize()
+    for start, end in marks:
+        if before is not None:
+            before()
+        start.record()
+        for _ in range(group):
+            run()
+        end.record()
+    torch.cuda.synchronize()
+    return statistics.median(start.elapsed_time(end) for start, end in marks) / 1e3 / group
 
 
 def calls_for(run: Callable[[], Any], device: torch.device, seconds: float) -> int:
@@ -54,6 +78,67 @@ def calls_for(run: Callable[[], Any], device: torch.device, seconds: float) -> i
     for _ in range(2):  # the first call warms up
         once = interleave({"": run}, 1, device)[""][0]
     return max(1, round(seconds / once))
+
+
+class Budget:
+    """Seconds that a benchmark may take, from now on; None for as many as it needs.
+
+    In the second half torch.compile is left out, and what does not fit is left out altogether, and told.
+    """
+
+    def __init__(self, seconds: float | None) -> None:
+        self.seconds, self.start = seconds, time.monotonic()
+        self.left_out: list[str] = []
+
+    @staticmethod
+    def add_argument(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            "--budget", type=float, metavar="SECONDS", help="leave out the shapes, last ones first, that take longer"
+        )
+
+    def allows(self, name: str) -> bool:
+        """Whether to begin with a shape; what is refused is kept under `left_out`."""
+        if self._share() < 0.85:
+            return True
+        self.left_out.append(name)
+        return False
+
+    def allows_compiling(self) -> bool:
+        return self._share() < 0.5
+
+    def rounds(self, wanted: int) -> int:
+        """Half as many where time is limited."""
+        return wanted if self.seconds is None else max(wanted // 2, 1)
+
+    def _share(self) -> float:
+        return 0.0 if self.seconds is None else (time.monotonic() - self.start) / self.seconds
+
+
+def overwritten_caches(device: torch.device, size: int) -> Callable[[], Any]:
+    """What leaves nothing of earlier calls in the caches.
+
+    A GPU reads a buffer of four times the size, and so has nothing to write back during the call that follows. A CPU
+    writes one of that size.
+    """
+    if device.type != "cuda":
+        buffer = torch.ones(size, dtype=torch.uint8)
+        return lambda: buffer.fill_(1)
+    values = torch.ones(size, device=device)  # of four bytes
+    return values.amax
+
+
+def recorded(run: Callable[[], Any]) -> Callable[[], None]:
+    """The same work on the current GPU as a graph: recorded now, replayed by every call at no cost to the processor."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # lazily made handles and compiled kernels cannot be recorded
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
 
 
 def synchronise(device: torch.device) -> None:

@@ -4,14 +4,16 @@
     python benchmarks/mixer_speed.py --shapes b16-r384 --warm
 
 The mixer takes hidden rows of both branches, (B, T, L, R) each, to their convolved rows. Forward it reads and writes
-them once; backward it reads the rows and the gradient of its output, and writes the gradient of the rows. The copy is
-of the same rows, in the same state of the caches: overwritten before each call, or with --warm left as the call before
-left them. Writes mixer_speed.json.
+them once; backward it reads the rows and the gradient of its output, and writes the gradient of the rows; a GPU's can
+write the convolved rows once more on the way, which the weights' gradients take. The copy is of the same rows, in the
+same state of the caches: overwritten before each call, or with --warm left as the call before left them. Writes
+mixer_speed.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,11 +28,12 @@ from torch import Tensor
 from benchmarks.adapter_speed import CACHE_BYTES, CPU_CASES, GPU_CASES, TINY, TURN_SECONDS, describe
 from benchmarks.adapter_table import digits, title
 from benchmarks.adapter_variants import TOLERANCE, Case, Problem, backend_reasons, shifted_mix, ted_weights
-from benchmarks.measure import calls_for, interleave, ratio, summary, write_results
+from benchmarks.measure import Budget, calls_for, interleave, overwritten_caches, ratio, summary, write_results
 from m2clip.commands.output import console, print_line, table
 from m2clip.kernels import BranchWeights, reference
+from m2clip.kernels.dispatch import device_of
 
-PASSES = ("forward", "backward")
+PASSES = {"forward": 2, "backward": 3, "backward and u": 4}  # how often it moves the rows of both branches
 Mix = Callable[[Tensor, Tensor, Tensor, BranchWeights, BranchWeights, tuple[int, int]], tuple[Tensor, Tensor]]
 
 
@@ -82,7 +85,7 @@ class AutogradMixer:
         def backward() -> Any:
             return torch.autograd.grad(self.u, [*self.h, *self.trained], self.du, retain_graph=True)
 
-        return dict(zip(PASSES, (forward, backward), strict=True))
+        return {"forward": forward, "backward": backward, "backward and u": lambda: (forward(), backward())}
 
 
 def reference_mix(
@@ -93,33 +96,38 @@ def reference_mix(
     return reference.temporal_conv(h_te, te), F.pad(reference.spatial_conv(change, td, grid), (0, 0, 1, 0))
 
 
-class NativeMixer:
-    """The compiled mixer of the native backend."""
+class AcceleratedMixer:
+    """The mixer of a backend."""
 
-    def __init__(self, rows: Rows) -> None:
-        from m2clip.kernels.native import Mixer
+    def __init__(self, rows: Rows, backend: str) -> None:
         from m2clip.kernels.operands import Geometry
 
         weights = rows.weights
         temporal = [weights[f"temporal.{name}"] for name in ("conv_weight", "conv_bias")]
         difference = [weights[f"difference.{name}"] for name in ("conv_weight", "conv_bias", "down_bias")]
-        self.mixer = Mixer(temporal, difference, False, Geometry(rows.case.frames, rows.case.grid, True))
+        make = importlib.import_module(f"m2clip.kernels.{MODULES[backend]}").Mixer
+        self.mixer = make(temporal, difference, False, Geometry(rows.case.frames, rows.case.grid, True))
         self.h, self.du = rows.side_by_side(rows.h), rows.side_by_side(rows.du)
         self.u, self.dh = torch.empty_like(self.h), torch.empty_like(self.h)
+        self.writes_u = backend != "native"
 
     def forward(self) -> Tensor:
         self.mixer.forward(self.h, self.u)
         return self.u
 
-    def backward(self) -> list[Tensor]:
-        te_weight, te_bias, _, td_weight, td_bias, td_down = self.mixer.backward(self.h, self.du, self.dh)
+    def backward(self, u: Tensor | None = None) -> list[Tensor]:
+        given = (u, self.dh) if self.writes_u else (self.dh,)
+        te_weight, te_bias, _, td_weight, td_bias, td_down = self.mixer.backward(self.h, self.du, *given)
         return [self.dh, te_weight, te_bias, td_weight, td_bias, td_down]
 
+    def both(self) -> Any:
+        return self.backward(self.u) if self.writes_u else (self.forward(), self.backward())
+
     def runs(self) -> dict[str, Callable[[], Any]]:
-        return dict(zip(PASSES, (self.forward, self.backward), strict=True))
+        return dict(zip(PASSES, (self.forward, self.backward, self.both), strict=True))
 
 
-ACCELERATED: dict[str, Callable[[Rows], Any]] = {"native": NativeMixer}  # backend -> its mixer
+MODULES = {"native": "native", "triton": "triton.mixer", "cuda": "cuda"}  # of m2clip.kernels, with a class Mixer
 
 
 def prepare(rows: Rows, compiled: bool) -> tuple[dict[str, Any], dict[str, str]]:
@@ -131,12 +139,13 @@ def prepare(rows: Rows, compiled: bool) -> tuple[dict[str, Any], dict[str, str]]
     else:
         not_run["shift-add compiled"] = "left out by --no-compile"
     reasons = backend_reasons()
-    for backend, make in ACCELERATED.items():
-        reason = reasons[backend] or ("" if rows.h.device.type == "cpu" else "runs on the CPU")
+    for backend in MODULES:
+        device = device_of(backend)
+        reason = reasons[backend] or ("" if rows.h.device.type == device else f"runs on a {device} device")
         if reason:
             not_run[f"m2clip {backend}"] = reason
         else:
-            build[f"m2clip {backend}"] = lambda make=make: make(rows)
+            build[f"m2clip {backend}"] = lambda backend=backend: AcceleratedMixer(rows, backend)
     exact = AutogradMixer(rows, reference_mix, torch.float64)
     truth, ready = [exact.forward(), *exact.backward()], {}
     for name, make in build.items():
@@ -157,20 +166,22 @@ def prepare(rows: Rows, compiled: bool) -> tuple[dict[str, Any], dict[str, str]]
     return ready, not_run
 
 
-def measure(case: Case, args: argparse.Namespace) -> dict[str, Any]:
+def measure(case: Case, args: argparse.Namespace, budget: Budget) -> dict[str, Any]:
     """Times of all mixers of one case, and their share of the copy's bandwidth."""
     torch._dynamo.reset()
     device = torch.device(args.device)
     rows = Rows(case, device)
-    ready, not_run = prepare(rows, not args.no_compile)
-    target, cache = torch.empty_like(rows.h), torch.ones(CACHE_BYTES, dtype=torch.uint8, device=device)
+    ready, not_run = prepare(rows, not args.no_compile and budget.allows_compiling())
+    target, overwrite = torch.empty_like(rows.h), overwritten_caches(device, CACHE_BYTES)
     passes = {}
-    for which, touched in zip(PASSES, (2 * rows.h.nbytes, 3 * rows.h.nbytes), strict=True):
+    for which in PASSES if device.type == "cuda" else list(PASSES)[:2]:
+        touched = PASSES[which] * rows.h.nbytes
         runs = {name: mixer.runs()[which] for name, mixer in ready.items()}
         runs["copy"] = lambda: target.copy_(rows.h)
-        calls = {name: calls_for(run, device, TURN_SECONDS if args.warm else 0.0) for name, run in runs.items()}
-        before = None if args.warm else lambda: cache.fill_(1)
-        seconds = interleave(runs, args.rounds, device, calls=calls, before_turn=before)
+        turn = TURN_SECONDS if args.warm or device.type == "cuda" else 0.0
+        calls = {name: calls_for(run, device, turn) for name, run in runs.items()}
+        before = None if args.warm else overwrite
+        seconds = interleave(runs, budget.rounds(args.rounds), device, calls=calls, before_turn=before)
         copied = [taken * touched / (2 * rows.h.nbytes) for taken in seconds["copy"]]
         variants = {
             name: {"seconds": summary(seconds[name]), "copy_fraction": ratio(copied, seconds[name])} for name in ready
@@ -202,9 +213,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument("--warm", action="store_true", help="leave the caches as the call before left them")
+    Budget.add_argument(parser)
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--out", type=Path, help="folder of the JSON (default: benchmarks/results/<device>)")
     args = parser.parse_args()
+    budget = Budget(args.budget)
     torch.set_num_threads(args.threads)
     cases = CPU_CASES if args.device == "cpu" else GPU_CASES
     known = {case.name: case for case in cases if not case.shared and case.name != TINY.name}
@@ -213,9 +226,16 @@ def main() -> None:
         parser.error(f"unknown shape {sorted(unknown)[0]!r}; choose from {', '.join(known)}")
     results = []
     for name in args.shapes or known:
-        results.append(measure(known[name], args))
-        show(results[-1])
-    config = {"rounds": args.rounds, "warm": args.warm, "compiled": not args.no_compile, "threads": args.threads}
+        if budget.allows(name):
+            results.append(measure(known[name], args, budget))
+            show(results[-1])
+    config = {
+        "left_out": budget.left_out,
+        "rounds": budget.rounds(args.rounds),
+        "warm": args.warm,
+        "compiled": not args.no_compile,
+        "threads": args.threads,
+    }
     print(write_results("mixer_speed", torch.device(args.device), {"config": config, "cases": results}, args.out))
     reasons = [(result["name"], *item) for result in results for item in result["not_run"].items()]
     wrong = [f"{case}: {name} is {reason}" for case, name, reason in reasons if reason.startswith("wrong")]

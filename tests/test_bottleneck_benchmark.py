@@ -13,7 +13,7 @@ from m2clip.kernels import backend_states
 
 
 def test_a_wrong_variant_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    problem = bottleneck_speed.Problem(bottleneck_speed.CASES[-1], torch.device("cpu"))
+    problem = bottleneck_speed.Problem(bottleneck_speed.CPU_CASES[-1], torch.device("cpu"))
     right = problem.call
     monkeypatch.setattr(
         problem, "call", lambda backend, *inputs: right(backend, *inputs) * (1.01 if backend == "native" else 1)

@@ -20,6 +20,7 @@ from torch import Tensor
 from benchmarks.adapter_variants import Case, Problem, ted_weights
 from benchmarks.measure import device_name, synchronise
 from m2clip import kernels
+from m2clip.kernels.gelu_ops import bias_gelu
 
 # The operation on a backend, and its inputs that are differentiated.
 Made = tuple[Callable[[str], Tensor], list[Tensor]]
@@ -40,6 +41,14 @@ def _bottleneck(tokens: int, dim: int, width: int) -> Callable[[torch.device], M
     def make(device: torch.device) -> Made:
         x, *weights = _leaves(device, (tokens, dim), (width, dim), (width,), (dim, width), (dim,))
         return lambda backend: kernels.bottleneck_adapter(x, *weights, backend=backend), [x, *weights]
+
+    return make
+
+
+def _bias_gelu(tokens: int, columns: int) -> Callable[[torch.device], Made]:
+    def make(device: torch.device) -> Made:
+        h, bias = _leaves(device, (tokens, columns), (columns,))
+        return lambda backend: bias_gelu(h, bias, backend=backend), [h, bias]
 
     return make
 
@@ -83,6 +92,8 @@ WORKLOADS = {
     "ted_adapter 2x2 R=16": _ted("tiny", 1, (2, 2), 32, 16),
     "bottleneck_adapter 3152x768 R=384": _bottleneck(3152, 768, 384),
     "bottleneck_adapter 616x512 R=128": _bottleneck(616, 512, 128),
+    "bias_gelu 3152x3072": _bias_gelu(3152, 3072),
+    "bias_gelu 616x2048": _bias_gelu(616, 2048),
     "cosine_cross_entropy 64x400": _cosine(64, 400, 512),
     "soft_target_kl 64x64": _soft_target(64, 512),
     "masked_word_loss 8 sentences of 4096 words": _masked_words(8, 512, 4096),

@@ -1,0 +1,102 @@
+"""The steps of gpu_suite.py: what each runs, for how long, and which may run at once."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+TESTS = ("test_ted", "test_bottleneck", "test_losses", "test_every_op", "test_size")
+# Benchmarks and their share of the time that is left for them.
+BENCHMARKS = {
+    "adapter_speed": 0.40,
+    "mixer_speed": 0.12,
+    "bottleneck_speed": 0.16,
+    "loss_speed": 0.16,
+    "train_speed": 0.16,
+}
+GOALS_SECONDS, START_SECONDS = 15.0, 12.0  # a benchmark's budget starts when PyTorch is loaded
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command; the word "python" stands for the Python that the suite has found.
+
+    limit: seconds after which it is ended. leave: seconds of the whole that it must leave to others. modules: what it
+    imports that a machine with PyTorch may lack. tool: a program that it needs.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    limit: float
+    leave: float = 0.0
+    environment: dict[str, str] = field(default_factory=dict)
+    modules: tuple[str, ...] = ()
+    tool: str = ""
+
+    @property
+    def script(self) -> str | None:
+        """The Python file that it runs, where that is one of this checkout."""
+        return next((word for word in self.command if word.endswith(".py")), None)
+
+
+@dataclass(frozen=True)
+class Suite:
+    """All steps, with their results in a folder."""
+
+    out: Path
+    build: bool = True
+
+    def build_step(self) -> Step:
+        environment = {}
+        if shutil.which("nvcc"):
+            environment["M2CLIP_CUDA"] = "1"  # that the CUDA kernels are left out is a failure then
+        modules = ("setuptools", "pybind11", "ninja")
+        command = ("python", "setup.py", "--quiet", "build_ext", "--inplace")
+        return Step("build", command, 150, environment=environment, modules=modules, tool="nvcc")
+
+    def check_steps(self, seconds: float) -> list[Step]:
+        """What does not measure time, to run at once; seconds: until the benchmarks have to start."""
+        workers = str(max(1, min(8, (os.cpu_count() or 1) - 4)))
+        files = [f"tests/gpu/{name}.py" for name in TESTS]
+        pytest = ("python", "-m", "pytest", *files, "-v", "-rfE", "--no-header", "--tb=short", "-p", "no:cacheprovider")
+        # Every tensor has an allocation of its own, so that a read past its end is seen.
+        alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+
+        def sanitizer(tool: str) -> Step:
+            command = ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9", "python", "tools/gpu_small.py")
+            return Step(tool, command, seconds, environment=alone, tool="compute-sanitizer")
+
+        return [
+            Step("tests", (*pytest, "-n", workers), seconds, modules=("pytest", "pytest_timeout", "xdist")),
+            Step("selfcheck", ("python", "-m", "m2clip.cli", "selfcheck"), seconds, modules=("rich",)),
+            sanitizer("memcheck"),
+            sanitizer("racecheck"),
+        ]
+
+    def benchmark_steps(self, seconds: float) -> list[Step]:
+        """Each alone on the machine; seconds: for all of them."""
+        results, steps = str(self.out / "results"), []
+        for name, share in BENCHMARKS.items():
+            limit = seconds * share
+            command = ["python", f"benchmarks/{name}.py", "--device", "cuda"]
+            if name == "train_speed":
+                command += ["--output", results]
+            else:
+                command += ["--out", results, "--budget", f"{max(limit - START_SECONDS, 5):.0f}"]
+            modules = ("rich", "matplotlib") + (("open_clip", "ftfy") if name == "train_speed" else ())
+            steps.append(Step(name, tuple(command), limit + START_SECONDS, GOALS_SECONDS, modules=modules))
+        return steps
+
+    def goals_step(self) -> Step:
+        command = ("python", "benchmarks/goals.py", str(self.out / "results"))
+        return Step("goals", command, GOALS_SECONDS, modules=("rich",))
+
+    def stages(self, seconds: float) -> list[list[Step]]:
+        """Steps in their order; those of one stage run at once. seconds: for all of them."""
+        checks, measuring = 0.45 * seconds, 0.45 * seconds
+        stages = [[self.build_step()]] if self.build else []
+        stages.append(self.check_steps(checks))
+        stages += [[step] for step in self.benchmark_steps(measuring)]
+        return [*stages, [self.goals_step()]]

@@ -1,0 +1,231 @@
+"""Everything that needs a GPU, in one go: build, tests, sanitizers, benchmarks, and the table of goals.
+
+    make gpu OUT=folder                 # with .venv if it exists, else with python3
+    python3 tools/gpu_suite.py --out folder --seconds 540 --archive results/gpu.tar.gz
+    make gpu DRY=1                      # without a GPU: build, collect, parse every command, tell what is missing
+
+Steps go on after a failure; each has a log in the folder, and summary.json and the last lines tell which failed. The
+exit code is 1 if one did. Where a step is out of time it is ended and counts as failed; a benchmark is told how long it
+may take and leaves the rest of its shapes out.
+
+A machine without network: nothing is fetched. m2clip runs from this checkout; where the Python at hand does not have it
+installed, an environment is made in build/gpu-env that sees all packages of that Python and m2clip beside them. What
+that Python lacks can be brought as wheels in a folder (--wheels, by default .whl), which are installed there without
+their dependencies. On a machine that is connected:
+
+    python3 -m pip download --no-deps --only-binary=:all: --python-version 3.12 -d .whl open_clip_torch ftfy wcwidth
+
+A machine on which a command may run for ten minutes and that hands back few files: --archive packs the whole folder
+into one file again after each step, so that it is complete however the run ends:
+
+    make gpu OUT=/tmp/gpu ARCHIVE=$RESULTS/gpu.tar.gz
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gpu_checks
+from gpu_steps import Step, Suite
+
+ROOT = Path(__file__).resolve().parent.parent
+ENVIRONMENT = ROOT / "build" / "gpu-env"
+OUT_OF_TIME = 124
+
+
+@dataclass
+class Outcome:
+    """How a step ended."""
+
+    name: str
+    code: int
+    seconds: float
+    reason: str = ""
+
+    def __str__(self) -> str:
+        told = "ok" if self.code == 0 else ("OUT OF TIME" if self.code == OUT_OF_TIME else f"FAILED ({self.code})")
+        return f"{self.name:18}{told:14}{self.seconds:6.0f} s  {self.reason}"
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu", help="folder of logs and results")
+    parser.add_argument("--archive", type=Path, metavar="FILE", help=".tar.gz that always holds the folder")
+    parser.add_argument("--seconds", type=float, default=540, help="for everything")
+    parser.add_argument("--only", nargs="+", metavar="STEP", help="of the steps that --dry lists")
+    parser.add_argument("--wheels", type=Path, default=ROOT / ".whl", help="folder of wheels to install")
+    parser.add_argument("--dry", action="store_true", help="check everything that can be checked without a GPU")
+    parser.add_argument("--no-build", action="store_true", help="take the extension as it is")
+    return parser.parse_args()
+
+
+def run(step: Step, python: str, out: Path, limit: float) -> Outcome:
+    """Run a step with its output in its log; every process of it ends with it."""
+    if limit <= 0:
+        return Outcome(step.name, OUT_OF_TIME, 0.0, "nothing of --seconds was left")
+    start = time.monotonic()
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", **step.environment}
+    with open(out / f"{step.name}.log", "w") as log:
+        command = [python if word == "python" else word for word in step.command]
+        log.write(f"$ {' '.join(command)}\n")
+        log.flush()
+        try:
+            child = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        except OSError as error:
+            return Outcome(step.name, 127, 0.0, str(error))
+        try:
+            code = child.wait(timeout=limit)
+        except subprocess.TimeoutExpired:
+            code = OUT_OF_TIME
+        finally:
+            end_session(child)
+    return Outcome(step.name, code, time.monotonic() - start, "" if code == 0 else last_line(out / f"{step.name}.log"))
+
+
+def end_session(child: subprocess.Popen[bytes]) -> None:
+    """End a step's process and all that it has started."""
+    try:
+        os.killpg(child.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    child.wait()
+
+
+def last_line(path: Path) -> str:
+    lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1][:150] if lines else "no output"
+
+
+def environment_python(out: Path, wheels: Path) -> tuple[str, str]:
+    """A Python that imports m2clip from this checkout, and why there is none (then the first is empty)."""
+    if gpu_checks.imports_checkout(sys.executable):
+        return sys.executable, ""
+    with open(out / "environment.log", "w") as log:
+
+        def call(*command: str | Path) -> bool:
+            log.write(f"$ {' '.join(map(str, command))}\n")
+            log.flush()
+            return subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=False).returncode == 0
+
+        python = ENVIRONMENT / "bin" / "python"
+        if not call(sys.executable, "-m", "venv", "--without-pip", ENVIRONMENT):
+            return "", "python3 -m venv fails"
+        # After the environment's own packages come those of the Python that it was made with.
+        homes = dict.fromkeys(sysconfig.get_path(kind) for kind in ("purelib", "platlib"))
+        found = subprocess.run(
+            [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], capture_output=True, text=True
+        )
+        lines = [f"import site; site.addsitedir({home!r})\n" for home in homes]
+        Path(found.stdout.strip(), "beside.pth").write_text("".join(lines))
+        install = (python, "-m", "pip", "install", "--no-index", "--no-deps", "--disable-pip-version-check")
+        brought = sorted(wheels.glob("*.whl"))
+        if brought and not call(*install, *brought):
+            return "", "the wheels cannot be installed"
+        if not call(*install, "--no-build-isolation", "--editable", ROOT):
+            return "", "m2clip cannot be installed"
+    return (str(python), "") if gpu_checks.imports_checkout(str(python)) else ("", "m2clip does not import")
+
+
+def pack(out: Path, archive: Path | None) -> None:
+    """Write the folder into the archive, whole or not at all."""
+    if archive is None:
+        return
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    fresh = archive.with_name(f"{archive.name}.new")
+    with tarfile.open(fresh, "w:gz") as file:
+        file.add(out, arcname=out.name)
+    fresh.replace(archive)
+
+
+def run_all(suite: Suite, python: str, args: argparse.Namespace, deadline: float) -> list[Outcome]:
+    """All steps: those of a stage at once where they may be."""
+    outcomes: list[Outcome] = []
+    for stage in suite.stages(deadline - time.monotonic()):
+        steps = [step for step in stage if not args.only or step.name in args.only]
+
+        def one(step: Step) -> Outcome:
+            outcome = run(step, python, args.out, min(step.limit, deadline - time.monotonic() - step.leave))
+            print(outcome, flush=True)
+            return outcome
+
+        with ThreadPoolExecutor(max(len(steps), 1)) as pool:
+            outcomes += pool.map(one, steps)
+        write_summary(args.out, outcomes, python)
+        pack(args.out, args.archive)
+    return outcomes
+
+
+def write_summary(out: Path, outcomes: Sequence[Outcome], python: str) -> None:
+    content: dict[str, Any] = {
+        "machine": gpu_checks.machine(python),
+        "steps": [vars(outcome) for outcome in outcomes],
+    }
+    (out / "summary.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+def show(lines: Iterable[str]) -> None:
+    print("\n".join(lines), flush=True)
+
+
+def main() -> None:
+    args = arguments()
+    deadline = time.monotonic() + args.seconds
+    args.out = args.out.resolve()
+    args.out.mkdir(parents=True, exist_ok=True)
+    python, reason = environment_python(args.out, args.wheels)
+    if not python:
+        pack(args.out, args.archive)
+        sys.exit(f"no environment: {reason} (see {args.out / 'environment.log'})")
+    has_gpu = gpu_checks.has_gpu(python)
+    suite = Suite(args.out, build=not args.no_build)
+    if args.dry or not has_gpu:
+        show([] if args.dry else ["PyTorch sees no GPU here: a dry run"])
+        sys.exit(dry(suite, python, args, deadline))
+    show([f"{key}: {value}" for key, value in gpu_checks.machine(python).items()])
+    outcomes = run_all(suite, python, args, deadline)
+    failed = [outcome.name for outcome in outcomes if outcome.code]
+    goals = args.out / "goals.log"
+    show(["", *(goals.read_text().splitlines()[1:] if goals.exists() else []), "", *map(str, outcomes)])
+    pack(args.out, args.archive)
+    sys.exit(f"{len(failed)} of {len(outcomes)} steps failed: {', '.join(failed)}" if failed else 0)
+
+
+def dry(suite: Suite, python: str, args: argparse.Namespace, deadline: float) -> int:
+    """Check all that can be checked without a GPU and print the plan; 1 if something is wrong."""
+    wrong: list[str] = []
+    if suite.build:
+        outcome = run(suite.build_step(), python, args.out, deadline - time.monotonic())
+        show([str(outcome)])
+        wrong += [f"build: {outcome.reason}"] if outcome.code else []
+    stages = suite.stages(args.seconds)
+    steps = [step for stage in stages for step in stage]
+    show(["", f"plan, {args.seconds:.0f} s, steps of a line at once:"])
+    show(f"  {' + '.join(f'{step.name} (up to {step.limit:.0f} s)' for step in stage)}" for stage in stages)
+    wrong += gpu_checks.wrong_commands(steps, python)
+    number, complaint = gpu_checks.collected(python)
+    wrong += [complaint] if complaint else []
+    missing = gpu_checks.missing(steps, python)
+    show(["", f"{number} tests of tests/gpu collected, {len(steps)} steps parsed"])
+    show(f"missing here: {line}" for line in missing)
+    show(f"WRONG: {line}" for line in wrong)
+    show(["everything that can be checked here is right" if not wrong else f"{len(wrong)} wrong"])
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    main()
