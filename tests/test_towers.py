@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import open_clip
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import m2clip
+from m2clip import towers
 from m2clip.data.label_sets import load_class_names
 from m2clip.errors import InputError
 from m2clip.text import PromptTokenizer, prompt_words
@@ -188,3 +192,100 @@ def test_bad_layer_ranges_are_told(text):
 def test_other_architectures_are_refused_in_one_line():
     with pytest.raises(InputError, match="use a CLIP ViT"):
         m2clip.create_model("m2clip", m2clip.load_clip("RN50", None, device="meta"), NAMES, 4)
+
+
+def spy_on_attention(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Notes what every attention was called with."""
+    calls: list[dict[str, Any]] = []
+    original = F.scaled_dot_product_attention
+
+    def spied(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: Any) -> torch.Tensor:
+        calls.append({"tensors": (q, k, v), **options})
+        return original(q, k, v, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", spied)
+    return calls
+
+
+def test_attention_is_called_in_forms_that_flash_kernels_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    clip = small_clip()
+    model = m2clip.create_model("m2clip", clip, NAMES, 4, width=8, text_width=8)
+    calls = spy_on_attention(monkeypatch)
+    model.visual(random_video())
+    vision = len(calls)
+    model.text_features()
+    text = calls[vision:]
+    assert vision == len(text) == 3
+    assert all(call["attn_mask"] is None for call in calls[:-1])
+    assert [call["is_causal"] for call in calls] == [False] * 3 + [True] * 2 + [False]
+    # The last text layer asks for single positions of each prompt, which is a mask of its own for every one of them.
+    mask = text[-1]["attn_mask"]
+    assert mask.dtype == torch.bool and mask.shape[2] == text[-1]["tensors"][0].shape[2] == 1
+    for call in calls:
+        assert all(tensor.stride(-1) == 1 and tensor.shape[-1] == 16 for tensor in call["tensors"])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_flash_attention_changes_nothing(precision: str) -> None:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    clip = small_clip()
+    model = m2clip.create_model("m2clip", clip, NAMES, 4, width=8, text_width=8, vc_dropout=0.0)
+    randomise(model, 0.05)
+    if precision != "fp32":
+        model.set_precision(precision)
+    video, labels = random_video(), torch.tensor([0, 3])
+    results = []
+    for backend in (SDPBackend.MATH, SDPBackend.FLASH_ATTENTION):
+        model._text_cache = None
+        with sdpa_kernel(backend):
+            loss = model.loss(video, labels, torch.Generator().manual_seed(0)).total
+            gradients = torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])
+        results.append(torch.cat([loss[None], *(gradient.flatten() for gradient in gradients)]))
+    plain, flash = results
+    assert (flash - plain).norm() <= (1e-5 if precision == "fp32" else 0.02) * plain.norm()
+
+
+def measured(model: Any, video: torch.Tensor, labels: torch.Tensor, autocast: bool) -> dict[str, torch.Tensor]:
+    """What a model says and how it would learn, in fp64 numbers."""
+    model.zero_grad()
+    model._text_cache = None
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        out = model(video)
+        texts, total = model.text_features(), model.loss(video, labels, torch.Generator().manual_seed(0)).total
+    total.backward()
+    gradients = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    found = {"frames": out.frame_features, "logits": out.logits, "texts": texts, "loss": total, "gradients": gradients}
+    return {name: value.detach().double() for name, value in found.items()}
+
+
+@pytest.mark.parametrize("name", ["tiny", "random"])
+def test_towers_in_bf16_are_about_as_exact_as_autocast(name: str) -> None:
+    clip = small_clip() if name == "random" else m2clip.load_clip("tiny")
+    torch.manual_seed(0)
+    model = m2clip.create_model("m2clip", clip, NAMES, 4, width=8, text_width=8, vc_dropout=0.0)
+    randomise(model, 0.05)
+    inputs = (random_video(4, 4, model.image_size[0]), torch.tensor([0, 3, 1, 2]))
+    exact, autocast = (measured(model, *inputs, autocast=enabled) for enabled in (False, True))
+    model.set_precision("bf16")
+    ours = measured(model, *inputs, autocast=False)
+    for part, truth in exact.items():
+        error, allowed = ((found[part] - truth).norm() / truth.norm() for found in (ours, autocast))
+        # Autocast keeps the residual stream in fp32, at twice the memory.
+        assert error <= 4 * allowed + torch.finfo(torch.bfloat16).eps / 2, part
+        assert error > 0, part
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_a_kernel_for_bias_and_activation_changes_nothing(quick: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = m2clip.create_model("m2clip", small_clip(quick), NAMES, 4, width=8, text_width=8).eval()
+    video, calls = random_video(), []
+    fused = towers.bias_gelu
+    monkeypatch.setattr(towers, "bias_gelu", lambda *inputs: calls.append(inputs[2]) or fused(*inputs))
+    plain = model(video)
+    assert not calls  # no kernel for it on a CPU
+    monkeypatch.setattr(towers, "choose", lambda op, x, backend: "triton")
+    other = model(video)
+    assert set(calls) == {"quick_gelu" if quick else "gelu"} and len(calls) == 4
+    assert relative(other.video_features, plain.video_features) <= 1e-6
+    assert relative(other.similarity, plain.similarity) <= 1e-6
