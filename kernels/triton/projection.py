@@ -1,7 +1,7 @@
-"""A projection back to the residual stream: product, biases and residual in one pass over the output.
+"""Projections: a matrix product with biases, a scale and the residual in one pass over its output.
 
-The down-projection has nothing around it but a bias, and torch.addmm is left to it. The up-projection adds x and a bias
-that the class token's rows have of their own; on the way back dx = dy + dh W adds dy.
+Up-projections add x and a bias that the class token's rows have of their own; on the way back dx = dy + dh W adds dy,
+and sums it over all rows while it is there: that is the gradient of the up-projection's bias.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from .device import architecture, precision, shared_memory, tuned
 
 
 class ProjectionConfig(NamedTuple):
@@ -24,71 +26,269 @@ class ProjectionConfig(NamedTuple):
     stages: int
     warps: int
 
+    def pipeline(self, dtype: torch.dtype) -> int:
+        """Bytes of shared memory that the stages take."""
+        return self.stages * (self.rows + self.columns) * self.depth * dtype.itemsize
 
-def projection_config(columns: int, depth: int, dtype: torch.dtype) -> ProjectionConfig:
-    """The static rule: the largest tiles whose pipeline fits into 99 KB of shared memory, which sm_120 has."""
+
+def projection_config(columns: int, depth: int, dtype: torch.dtype, architecture: int) -> ProjectionConfig:
+    """The static rule: tiles whose pipeline leaves room for a second program on GPUs with 227 KB of shared memory.
+
+    Depths of this operation are short, some ten steps, and the residual makes a program's end long: two programs an SM
+    work while the other one begins or ends. 64 values of depth are 128 bytes, a full line of swizzled shared memory.
+    """
+    narrow = columns <= 64
     if dtype == torch.float32:
-        return ProjectionConfig(64, 64, 32, 8, 2, 4)
-    if depth <= 64 or columns <= 64:
-        return ProjectionConfig(64, 64, 32, 8, 3, 4)
-    return ProjectionConfig(128, 128, 64, 8, 3, 8)
+        return ProjectionConfig(64, 32 if columns <= 32 else 64, 32, 8, 2, 4)
+    if narrow:
+        return ProjectionConfig(128, 64 if columns > 32 else 32, 64, 8, 3, 4)
+    config = ProjectionConfig(128, 128, 64, 8, 3, 8)
+    return config if config.pipeline(dtype) <= shared_memory(architecture) else config._replace(stages=2)
+
+
+def projection_candidates(columns: int, depth: int, dtype: torch.dtype, architecture: int) -> list[ProjectionConfig]:
+    """What a tuner may try, the static rule's first: wider and taller tiles, fewer warps, longer pipelines."""
+    rule = projection_config(columns, depth, dtype, architecture)
+    if dtype == torch.float32:
+        others = [rule._replace(rows=32), rule._replace(depth=16), rule._replace(stages=3)]
+    elif columns <= 64:
+        others = [rule._replace(rows=64), rule._replace(stages=4), rule._replace(rows=256, warps=8)]
+    else:
+        others = [
+            rule._replace(columns=256),
+            rule._replace(columns=256, stages=4),
+            rule._replace(rows=256),
+            rule._replace(stages=4),
+            rule._replace(warps=4),
+            rule._replace(rows=64, warps=4, stages=4),
+            rule._replace(rows=64, columns=256, warps=4),
+            rule._replace(columns=64, warps=4, stages=4),
+            rule._replace(group=4),
+        ]
+    return [rule, *(other for other in others if other.pipeline(dtype) <= shared_memory(architecture))]
+
+
+# Columns that the end of a program works on at a time, half as many where it sums as well: residual and biases of a
+# whole tile would fill the registers, and no second program would fit beside it.
+PIECE = tl.constexpr(64)
 
 
 @triton.jit
+def tile(rows, columns, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr):
+    """Block of rows and of columns; programs that follow each other share rows of a and columns of b in the cache."""
+    i_program = tl.program_id(0)
+    blocks_m, blocks_n = tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N)
+    i_group = i_program // (GROUP * blocks_n)
+    group_size = min(blocks_m - i_group * GROUP, GROUP)
+    i_in_group = i_program % (GROUP * blocks_n)
+    return i_group * GROUP + i_in_group % group_size, i_in_group // group_size
+
+
+@triton.jit
+def product(
+    p_a,  # (M, K), contiguous
+    p_b,  # (K, N), any strides
+    i_m,
+    i_n,
+    rows,
+    columns,
+    depth,
+    stride_bk,
+    stride_bn,
+    PRECISION: tl.constexpr,
+    EVEN_N: tl.constexpr,  # whether blocks fill all columns, and all of the depth
+    EVEN_K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """[BLOCK_M, BLOCK_N] of a @ b in fp32; past the last row it is repeated, past the last column there are zeros."""
+    first = i_m * BLOCK_M
+    o_m = tl.minimum(tl.arange(0, BLOCK_M), rows - 1 - first)
+    o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    o_k = tl.arange(0, BLOCK_K)
+    p_tile_a = p_a + first.to(tl.int64) * depth + (o_m[:, None] * depth + o_k[None, :])
+    p_tile_b = p_b + o_k[:, None] * stride_bk + o_n[None, :] * stride_bn
+    b_sum = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
+    for k in range(0, depth, BLOCK_K):
+        if EVEN_K:
+            b_a = tl.load(p_tile_a)
+        else:
+            b_a = tl.load(p_tile_a, mask=(o_k < depth - k)[None, :], other=0.0)
+        if EVEN_K and EVEN_N:
+            b_b = tl.load(p_tile_b)
+        else:
+            b_b = tl.load(p_tile_b, mask=(o_k < depth - k)[:, None] & (o_n < columns)[None, :], other=0.0)
+        b_sum = tl.dot(b_a, b_b, b_sum, input_precision=PRECISION)
+        p_tile_a += BLOCK_K
+        p_tile_b += BLOCK_K * stride_bk
+    return b_sum
+
+
+@triton.jit
+def halves(b_tile):
+    """The left and the right columns of a tile; threads keep what they hold."""
+    b_pair = tl.reshape(b_tile, [b_tile.shape[0], 2, b_tile.shape[1] // 2])
+    return tl.split(tl.permute(b_pair, [0, 2, 1]))
+
+
+@triton.jit
+def place(i_m, column, rows, columns, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Of a tile of a contiguous (M, N) tensor from this column on: where it begins, offsets, mask, columns."""
+    first = i_m * BLOCK_M
+    o_m = tl.arange(0, BLOCK_M)
+    o_n = column + tl.arange(0, BLOCK_N)
+    m_tile = (o_m < rows - first)[:, None] & (o_n < columns)[None, :]
+    return first.to(tl.int64) * columns, o_m[:, None] * columns + o_n[None, :], m_tile, o_n
+
+
+@triton.jit
+def write_sum(p_sums, i_m, o_n, columns, stride, b_value):
+    """Write the sum over a tile's rows to row i_m of p_sums, (blocks of rows, stride) fp32."""
+    tl.store(p_sums + i_m.to(tl.int64) * stride + o_n, tl.sum(b_value, axis=0), mask=o_n < columns)
+
+
+@triton.jit
+def finish_projection(
+    b_sum,  # the product from `column` on
+    column,
+    i_m,
+    p_residual,
+    p_class_bias,
+    p_patch_bias,
+    p_out,
+    p_sums,
+    rows,
+    columns,
+    tokens,
+    scale,
+    RESIDUAL: tl.constexpr,
+    BIAS: tl.constexpr,
+    CLASS: tl.constexpr,
+    SUMS: tl.constexpr,
+):
+    BLOCK_M: tl.constexpr = b_sum.shape[0]
+    BLOCK_N: tl.constexpr = b_sum.shape[1]
+    if (PIECE // 2 if SUMS else PIECE) < BLOCK_N:
+        b_left, b_right = halves(b_sum)
+        finish_projection(
+            b_left,
+            column,
+            i_m,
+            p_residual,
+            p_class_bias,
+            p_patch_bias,
+            p_out,
+            p_sums,
+            rows,
+            columns,
+            tokens,
+            scale,
+            RESIDUAL,
+            BIAS,
+            CLASS,
+            SUMS,
+        )
+        finish_projection(
+            b_right,
+            column + BLOCK_N // 2,
+            i_m,
+            p_residual,
+            p_class_bias,
+            p_patch_bias,
+            p_out,
+            p_sums,
+            rows,
+            columns,
+            tokens,
+            scale,
+            RESIDUAL,
+            BIAS,
+            CLASS,
+            SUMS,
+        )
+    else:
+        o_first, o_tile, m_tile, o_n = place(i_m, column, rows, columns, BLOCK_M, BLOCK_N)
+        if BIAS:
+            b_bias = tl.load(p_patch_bias + o_n, mask=o_n < columns, other=0.0).to(tl.float32)[None, :]
+            if CLASS:
+                b_class = tl.load(p_class_bias + o_n, mask=o_n < columns, other=0.0).to(tl.float32)[None, :]
+                o_m = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
+                b_bias = tl.where((o_m % tokens == 0)[:, None], b_class, b_bias)
+            b_sum += b_bias
+        b_sum *= scale
+        if RESIDUAL:
+            b_residual = tl.load(p_residual + o_first + o_tile, mask=m_tile, other=0.0).to(tl.float32)
+            b_sum += b_residual
+            if SUMS:
+                write_sum(p_sums, i_m, o_n, columns, columns, b_residual)
+        tl.store(p_out + o_first + o_tile, b_sum.to(p_out.dtype.element_ty), mask=m_tile)
+
+
+@triton.jit(do_not_specialize=["rows", "tokens"])
 def projection_kernel(
     p_a,  # (M, K), contiguous
     p_b,  # (K, N), any strides
     p_residual,  # (M, N), contiguous
-    p_class_bias,  # (N,) fp32
+    p_class_bias,  # (N,)
     p_patch_bias,
     p_out,
+    p_sums,  # (blocks of rows, N) fp32
     rows,
     columns,
     depth,
     tokens,
     stride_bk,
     stride_bn,
+    scale,
     RESIDUAL: tl.constexpr,
     BIAS: tl.constexpr,
     CLASS: tl.constexpr,  # every tokens-th row takes the class bias
+    SUMS: tl.constexpr,  # of the residual
     PRECISION: tl.constexpr,
+    EVEN_N: tl.constexpr,
+    EVEN_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    # Programs that follow each other share rows of a and columns of b in the cache.
-    i_program = tl.program_id(0)
-    blocks_m, blocks_n = tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N)
-    i_group = i_program // (GROUP * blocks_n)
-    group_size = min(blocks_m - i_group * GROUP, GROUP)
-    i_m = i_group * GROUP + (i_program % (GROUP * blocks_n)) % group_size
-    i_n = (i_program % (GROUP * blocks_n)) // group_size
-    o_m = (i_m * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
-    o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    o_k = tl.arange(0, BLOCK_K)
-    m_m, m_n = o_m < rows, o_n < columns
-    p_tile_a = p_a + o_m[:, None] * depth + o_k[None, :]
-    p_tile_b = p_b + o_k[:, None] * stride_bk + o_n[None, :] * stride_bn
-    b_sum = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
-    for k in range(0, depth, BLOCK_K):
-        m_k = o_k < depth - k
-        b_a = tl.load(p_tile_a, mask=m_m[:, None] & m_k[None, :], other=0.0)
-        b_b = tl.load(p_tile_b, mask=m_k[:, None] & m_n[None, :], other=0.0)
-        b_sum = tl.dot(b_a, b_b, b_sum, input_precision=PRECISION)
-        p_tile_a += BLOCK_K
-        p_tile_b += BLOCK_K * stride_bk
-    m_out = m_m[:, None] & m_n[None, :]
-    o_out = o_m[:, None] * columns + o_n[None, :]
-    if BIAS:
-        b_bias = tl.load(p_patch_bias + o_n, mask=m_n, other=0.0)[None, :]
-        if CLASS:
-            b_class = tl.load(p_class_bias + o_n, mask=m_n, other=0.0)[None, :]
-            b_bias = tl.where((o_m % tokens == 0)[:, None], b_class, b_bias)
-        b_sum += b_bias
-    if RESIDUAL:
-        b_sum += tl.load(p_residual + o_out, mask=m_out, other=0.0).to(tl.float32)
-    tl.store(p_out + o_out, b_sum.to(p_out.dtype.element_ty), mask=m_out)
+    i_m, i_n = tile(rows, columns, BLOCK_M, BLOCK_N, GROUP)
+    b_sum = product(
+        p_a,
+        p_b,
+        i_m,
+        i_n,
+        rows,
+        columns,
+        depth,
+        stride_bk,
+        stride_bn,
+        PRECISION,
+        EVEN_N,
+        EVEN_K,
+        BLOCK_M,
+        BLOCK_N,
+        BLOCK_K,
+    )
+    finish_projection(
+        b_sum,
+        i_n * BLOCK_N,
+        i_m,
+        p_residual,
+        p_class_bias,
+        p_patch_bias,
+        p_out,
+        p_sums,
+        rows,
+        columns,
+        tokens,
+        scale,
+        RESIDUAL,
+        BIAS,
+        CLASS,
+        SUMS,
+    )
 
 
 def project(
@@ -97,50 +297,97 @@ def project(
     residual: Tensor | None,
     biases: tuple[Tensor, Tensor] | None,
     class_token: bool,
+    scale: float = 1.0,
     config: ProjectionConfig | None = None,
 ) -> Tensor:
-    """a @ b + bias + residual.
+    """scale * (a @ b + bias) + residual.
 
     Args:
-        a: (B*T, L, K), contiguous. b: (K, N), any strides.
-        residual: (B*T, L, N), contiguous, or None.
-        biases: fp32 (N,) of the class token's rows and of all others, or None.
-        class_token: whether token 0 of each frame takes the first of the biases.
-        config: tile; by default the static rule's.
+        a: (..., L, K), contiguous. b: (K, N), any strides.
+        residual: (..., L, N), contiguous, or None.
+        biases: (N,) of the class token's rows and of all others, of any floating-point dtype, or None.
+        class_token: whether token 0 of each L takes the first of the biases.
+        scale: factor of all but the residual.
+        config: tile; by default what was measured on this GPU, or else the static rule's.
 
     Returns:
-        (B*T, L, N), dtype of a.
+        (..., L, N), dtype of a.
     """
-    frames, tokens, depth = a.shape
-    columns, rows = b.shape[1], frames * tokens
-    out = a.new_empty(frames, tokens, columns)
-    config = config or projection_config(columns, depth, a.dtype)
+    return _launch(a, b, residual, biases, class_token, scale, config, sums=False)[0]
+
+
+def project_and_sum(
+    a: Tensor, b: Tensor, residual: Tensor, config: ProjectionConfig | None = None
+) -> tuple[Tensor, Tensor]:
+    """a @ b + residual as in `project`, and the sum of the residual over all rows, (N,) fp32."""
+    out, sums = _launch(a, b, residual, None, False, 1.0, config, sums=True)
+    return out, sums.sum(dim=0)
+
+
+def linear(a: Tensor, weight: Tensor, bias: Tensor, config: ProjectionConfig | None = None) -> Tensor:
+    """a Wᵀ + b, which torch.addmm does as well: a (..., K), weight (N, K), bias (N,)."""
+    return project(a, weight.t(), None, (bias, bias), False, 1.0, config)
+
+
+def _launch(
+    a: Tensor,
+    b: Tensor,
+    residual: Tensor | None,
+    biases: tuple[Tensor, Tensor] | None,
+    class_token: bool,
+    scale: float,
+    config: ProjectionConfig | None,
+    sums: bool,
+) -> tuple[Tensor, Tensor]:
+    depth, columns = b.shape
+    out = a.new_empty(*a.shape[:-1], columns)
+    rows = out.numel() // columns
+    config = config or config_of(columns, depth, a)
+    blocks = triton.cdiv(rows, config.rows)
+    partial = torch.empty(blocks if sums else 0, columns, dtype=torch.float32, device=a.device)
+    if rows == 0:
+        return out, partial
     class_bias, patch_bias = biases or (out, out)
-    programs = triton.cdiv(rows, config.rows) * triton.cdiv(columns, config.columns)
-    if programs == 0:
-        return out
-    projection_kernel[programs,](
+    projection_kernel[blocks * triton.cdiv(columns, config.columns),](
         a,
         b,
         out if residual is None else residual,
         class_bias,
         patch_bias,
         out,
+        partial,
         rows,
         columns,
         depth,
-        tokens,
+        a.shape[-2],
         b.stride(0),
         b.stride(1),
+        scale,
         RESIDUAL=residual is not None,
         BIAS=biases is not None,
         CLASS=class_token,
-        PRECISION="tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
-        BLOCK_M=config.rows,
-        BLOCK_N=config.columns,
-        BLOCK_K=config.depth,
-        GROUP=config.group,
-        num_stages=config.stages,
-        num_warps=config.warps,
+        SUMS=sums,
+        **launch_options(columns, depth, a.dtype, config),
     )
-    return out
+    return out, partial
+
+
+def config_of(columns: int, depth: int, a: Tensor) -> ProjectionConfig:
+    """What was measured for this product on the device of a, or else the static rule's tile."""
+    question = columns, depth, a.dtype, architecture(a.device)
+    return tuned("projection", projection_config(*question), a.device, *question)
+
+
+def launch_options(columns: int, depth: int, dtype: torch.dtype, config: ProjectionConfig) -> dict[str, str | int]:
+    """The constants of `product` and `tile`, and the launch's own."""
+    return {
+        "PRECISION": precision(dtype),
+        "EVEN_N": columns % config.columns == 0,
+        "EVEN_K": depth % config.depth == 0,
+        "BLOCK_M": config.rows,
+        "BLOCK_N": config.columns,
+        "BLOCK_K": config.depth,
+        "GROUP": config.group,
+        "num_stages": config.stages,
+        "num_warps": config.warps,
+    }
