@@ -28,7 +28,7 @@ from benchmarks import loss_plot
 from benchmarks.adapter_table import digits, unit_for
 from benchmarks.adapter_variants import PASSES
 from benchmarks.loss_variants import CASES, COMPILED, DIM, EAGER, SCALE, TOLERANCE, Case, Loss, Problem, variants
-from benchmarks.measure import Budget, calls_for, interleave, ratio, recorded, summary, write_results
+from benchmarks.measure import Budget, calls_for, interleave, launches, ratio, recorded, summary, waits, write_results
 from m2clip.commands.output import console, print_line, table
 
 QUICK = ("k400", "pairs", "words")
@@ -86,6 +86,9 @@ def time_pass(problem: Problem, ready: Mapping[str, Loss], which: str, rounds: i
         calls = {name: calls_for(graph, device, TURN_SECONDS) for name, graph in graphs.items()}
         for name, taken in interleave(graphs, rounds, device, calls=calls).items():
             times[name]["graph_seconds"] = summary(taken)
+    if device.type == "cuda":
+        for name in ready:
+            times[name]["launches"], times[name]["waits"] = launches(runs[name]), waits(runs[name])
     products = case.products[which == PASSES[1]]
     floor = {**times.pop("floor"), "gemms": products}
     return {"flops": 2 * case.rows * case.columns * DIM * products, "floor": floor, "variants": times}

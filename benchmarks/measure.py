@@ -10,6 +10,7 @@ import re
 import statistics
 import subprocess
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,27 @@ def recorded(run: Callable[[], Any]) -> Callable[[], None]:
     with torch.cuda.graph(graph):
         run()
     return graph.replay
+
+
+def launches(run: Callable[[], Any]) -> int:
+    """Kernels, copies and fills that a call starts on the current GPU."""
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        run()
+        torch.cuda.synchronize()
+    return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events())
+
+
+def waits(run: Callable[[], Any]) -> int:
+    """How often a call lets the processor wait for the current GPU."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            run()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return sum("synchronizing" in str(each.message) for each in told)
 
 
 def synchronise(device: torch.device) -> None:

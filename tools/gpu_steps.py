@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 TESTS = ("test_ted", "test_bottleneck", "test_losses", "test_every_op", "test_size")
-# Benchmarks and their share of the time that is left for them.
+CHECKS = 0.5  # share of the time that is left after the build
+# Benchmarks and their shares of the time after that.
 BENCHMARKS = {
     "adapter_speed": 0.40,
     "mixer_speed": 0.12,
@@ -16,21 +18,20 @@ BENCHMARKS = {
     "loss_speed": 0.16,
     "train_speed": 0.16,
 }
-GOALS_SECONDS, START_SECONDS = 15.0, 12.0  # a benchmark's budget starts when PyTorch is loaded
+GOALS_SECONDS, START_SECONDS = 15.0, 12.0  # a benchmark's own budget starts when PyTorch is loaded
 
 
 @dataclass(frozen=True)
 class Step:
     """One command; the word "python" stands for the Python that the suite has found.
 
-    limit: seconds after which it is ended. leave: seconds of the whole that it must leave to others. modules: what it
-    imports that a machine with PyTorch may lack. tool: a program that it needs.
+    limit: seconds after which it is ended. modules: what it imports that a machine with PyTorch may lack. tool: a
+    program that it needs.
     """
 
     name: str
     command: tuple[str, ...]
     limit: float
-    leave: float = 0.0
     environment: dict[str, str] = field(default_factory=dict)
     modules: tuple[str, ...] = ()
     tool: str = ""
@@ -57,7 +58,7 @@ class Suite:
         return Step("build", command, 150, environment=environment, modules=modules, tool="nvcc")
 
     def check_steps(self, seconds: float) -> list[Step]:
-        """What does not measure time, to run at once; seconds: until the benchmarks have to start."""
+        """What does not measure time, to run at once; seconds: after which each is ended."""
         workers = str(max(1, min(8, (os.cpu_count() or 1) - 4)))
         files = [f"tests/gpu/{name}.py" for name in TESTS]
         pytest = ("python", "-m", "pytest", *files, "-v", "-rfE", "--no-header", "--tb=short", "-p", "no:cacheprovider")
@@ -75,28 +76,32 @@ class Suite:
             sanitizer("racecheck"),
         ]
 
-    def benchmark_steps(self, seconds: float) -> list[Step]:
-        """Each alone on the machine; seconds: for all of them."""
-        results, steps = str(self.out / "results"), []
-        for name, share in BENCHMARKS.items():
-            limit = seconds * share
-            command = ["python", f"benchmarks/{name}.py", "--device", "cuda"]
-            if name == "train_speed":
-                command += ["--output", results]
-            else:
-                command += ["--out", results, "--budget", f"{max(limit - START_SECONDS, 5):.0f}"]
-            modules = ("rich", "matplotlib") + (("open_clip", "ftfy") if name == "train_speed" else ())
-            steps.append(Step(name, tuple(command), limit + START_SECONDS, GOALS_SECONDS, modules=modules))
-        return steps
+    def benchmark_step(self, name: str, seconds: float) -> Step:
+        """One benchmark, alone on the machine; seconds: after which it is ended."""
+        results = str(self.out / "results")
+        command = ["python", f"benchmarks/{name}.py", "--device", "cuda"]
+        if name == "train_speed":
+            command += ["--output", results]
+        else:
+            command += ["--out", results, "--budget", f"{max(seconds - START_SECONDS, 5):.0f}"]
+        modules = ("rich", "matplotlib") + (("open_clip", "ftfy") if name == "train_speed" else ())
+        return Step(name, tuple(command), seconds, modules=modules)
 
     def goals_step(self) -> Step:
         command = ("python", "benchmarks/goals.py", str(self.out / "results"))
         return Step("goals", command, GOALS_SECONDS, modules=("rich",))
 
-    def stages(self, seconds: float) -> list[list[Step]]:
-        """Steps in their order; those of one stage run at once. seconds: for all of them."""
-        checks, measuring = 0.45 * seconds, 0.45 * seconds
-        stages = [[self.build_step()]] if self.build else []
-        stages.append(self.check_steps(checks))
-        stages += [[step] for step in self.benchmark_steps(measuring)]
-        return [*stages, [self.goals_step()]]
+    def stages(self, left: Callable[[], float]) -> Iterator[list[Step]]:
+        """Steps in their order; those of one stage run at once.
+
+        Args:
+            left: seconds that are left for all that follows, asked before each stage.
+        """
+        if self.build:
+            yield [self.build_step()]
+        yield self.check_steps(CHECKS * left())
+        shares = dict(BENCHMARKS)
+        for name, share in BENCHMARKS.items():
+            yield [self.benchmark_step(name, (left() - GOALS_SECONDS) * share / sum(shares.values()))]
+            del shares[name]
+        yield [self.goals_step()]

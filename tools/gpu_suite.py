@@ -155,11 +155,11 @@ def pack(out: Path, archive: Path | None) -> None:
 def run_all(suite: Suite, python: str, args: argparse.Namespace, deadline: float) -> list[Outcome]:
     """All steps: those of a stage at once where they may be."""
     outcomes: list[Outcome] = []
-    for stage in suite.stages(deadline - time.monotonic()):
+    for stage in suite.stages(lambda: max(deadline - time.monotonic(), 0.0)):
         steps = [step for step in stage if not args.only or step.name in args.only]
 
         def one(step: Step) -> Outcome:
-            outcome = run(step, python, args.out, min(step.limit, deadline - time.monotonic() - step.leave))
+            outcome = run(step, python, args.out, min(step.limit, deadline - time.monotonic()))
             print(outcome, flush=True)
             return outcome
 
@@ -212,10 +212,13 @@ def dry(suite: Suite, python: str, args: argparse.Namespace, deadline: float) ->
         outcome = run(suite.build_step(), python, args.out, deadline - time.monotonic())
         show([str(outcome)])
         wrong += [f"build: {outcome.reason}"] if outcome.code else []
-    stages = suite.stages(args.seconds)
-    steps = [step for stage in stages for step in stage]
-    show(["", f"plan, {args.seconds:.0f} s, steps of a line at once:"])
-    show(f"  {' + '.join(f'{step.name} (up to {step.limit:.0f} s)' for step in stage)}" for stage in stages)
+    show(["", f"plan, {args.seconds:.0f} s, if all of a step's time is used; steps of a line at once:"])
+    steps: list[Step] = []
+    left = args.seconds
+    for stage in suite.stages(lambda: left):
+        show([f"  {' + '.join(step.name for step in stage)}: {stage[0].limit:.0f} s"])
+        left = max(left - stage[0].limit, 0.0)
+        steps += stage
     wrong += gpu_checks.wrong_commands(steps, python)
     number, complaint = gpu_checks.collected(python)
     wrong += [complaint] if complaint else []
