@@ -132,6 +132,17 @@ def choose(op: str, x: Tensor, backend: str, width: int = 0) -> str:
     return backend
 
 
+def has_kernel(op: str, x: Tensor) -> bool:
+    """Whether "auto" runs `op` on x with more than the reference, for callers that have another way to compute it.
+
+    Unlike :func:`choose`, a backend in force that has no kernel for it is no error.
+    """
+    in_force = _in_force.get()
+    if in_force in ("auto", "reference"):
+        return choose(op, x, "auto") != "reference"
+    return _refusal(in_force, op, x) is None
+
+
 def explain(op: str, x: Tensor, *, backend: str = "auto", width: int = 0) -> Choice:
     """Which backend would run an operation, and why not the others.
 

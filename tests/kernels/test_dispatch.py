@@ -179,3 +179,12 @@ def test_a_second_derivative_is_refused_not_wrong(adapter):
     (gradient,) = torch.autograd.grad(adapter(x).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="differentiate twice|once_differentiable"):
         gradient.sum().backward()
+
+
+def test_towers_go_on_where_the_backend_in_force_has_no_kernel_for_a_part_of_them():
+    x = torch.randn(4, 5, 8)
+    assert not dispatch.has_kernel("bias_gelu", x)
+    for name in ("reference", "native") if native.extension is not None else ("reference",):
+        with kernels.use_backend(name):
+            assert not dispatch.has_kernel("bias_gelu", x)
+            assert dispatch.has_kernel("ted_adapter", x) == (name == "native")
