@@ -4,10 +4,9 @@
     python benchmarks/mixer_speed.py --shapes b16-r384 --warm
 
 The mixer takes hidden rows of both branches, (B, T, L, R) each, to their convolved rows. Forward it reads and writes
-them once; backward it reads the rows and the gradient of its output, and writes the gradient of the rows; a GPU's can
-write the convolved rows once more on the way, which the weights' gradients take. The copy is of the same rows, in the
-same state of the caches: overwritten before each call, or with --warm left as the call before left them. Writes
-mixer_speed.json.
+them once; backward it reads the rows and the gradient of its output, and writes the gradient of the rows. The copy is
+of the same rows, in the same state of the caches: overwritten before each call, or with --warm left as the call before
+left them. Writes mixer_speed.json.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from m2clip.commands.output import console, print_line, table
 from m2clip.kernels import BranchWeights, reference
 from m2clip.kernels.dispatch import device_of
 
-PASSES = {"forward": 2, "backward": 3, "backward and u": 4}  # how often it moves the rows of both branches
+PASSES = {"forward": 2, "backward": 3}  # how often each moves the rows of both branches
 Mix = Callable[[Tensor, Tensor, Tensor, BranchWeights, BranchWeights, tuple[int, int]], tuple[Tensor, Tensor]]
 
 
@@ -85,7 +84,7 @@ class AutogradMixer:
         def backward() -> Any:
             return torch.autograd.grad(self.u, [*self.h, *self.trained], self.du, retain_graph=True)
 
-        return {"forward": forward, "backward": backward, "backward and u": lambda: (forward(), backward())}
+        return dict(zip(PASSES, (forward, backward), strict=True))
 
 
 def reference_mix(
@@ -109,22 +108,17 @@ class AcceleratedMixer:
         self.mixer = make(temporal, difference, False, Geometry(rows.case.frames, rows.case.grid, True))
         self.h, self.du = rows.side_by_side(rows.h), rows.side_by_side(rows.du)
         self.u, self.dh = torch.empty_like(self.h), torch.empty_like(self.h)
-        self.writes_u = backend != "native"
 
     def forward(self) -> Tensor:
         self.mixer.forward(self.h, self.u)
         return self.u
 
-    def backward(self, u: Tensor | None = None) -> list[Tensor]:
-        given = (u, self.dh) if self.writes_u else (self.dh,)
-        te_weight, te_bias, _, td_weight, td_bias, td_down = self.mixer.backward(self.h, self.du, *given)
+    def backward(self) -> list[Tensor]:
+        te_weight, te_bias, _, td_weight, td_bias, td_down = self.mixer.backward(self.h, self.du, self.dh)
         return [self.dh, te_weight, te_bias, td_weight, td_bias, td_down]
 
-    def both(self) -> Any:
-        return self.backward(self.u) if self.writes_u else (self.forward(), self.backward())
-
     def runs(self) -> dict[str, Callable[[], Any]]:
-        return dict(zip(PASSES, (self.forward, self.backward, self.both), strict=True))
+        return dict(zip(PASSES, (self.forward, self.backward), strict=True))
 
 
 MODULES = {"native": "native", "triton": "triton.mixer", "cuda": "cuda"}  # of m2clip.kernels, with a class Mixer
@@ -174,8 +168,8 @@ def measure(case: Case, args: argparse.Namespace, budget: Budget) -> dict[str, A
     ready, not_run = prepare(rows, not args.no_compile and budget.allows_compiling())
     target, overwrite = torch.empty_like(rows.h), overwritten_caches(device, CACHE_BYTES)
     passes = {}
-    for which in PASSES if device.type == "cuda" else list(PASSES)[:2]:
-        touched = PASSES[which] * rows.h.nbytes
+    for which, times in PASSES.items():
+        touched = times * rows.h.nbytes
         runs = {name: mixer.runs()[which] for name, mixer in ready.items()}
         runs["copy"] = lambda: target.copy_(rows.h)
         turn = TURN_SECONDS if args.warm or device.type == "cuda" else 0.0

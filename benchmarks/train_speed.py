@@ -3,9 +3,14 @@
     python benchmarks/train_speed.py --clip ViT-B-16-quickgelu --frames 8 --batch 2 --rounds 5
 
 All variants have the same weights, clips, labels and masked words, and the run stops if their losses differ. A step is
-forward, backward and AdamW. Weights are random: time does not depend on them. "m2clip reference" runs the adapters and
-losses in plain PyTorch, "m2clip" on the backends that are chosen by default. Memory is the largest resident set (GPU:
-allocation) of a process that only ever ran that variant.
+forward, backward and AdamW. "m2clip reference" runs the adapters and losses in plain PyTorch, "m2clip" on the backends
+that are chosen by default. On a GPU everything is in bf16, the authors' adapters by autocast, and there are more
+variants: backends by name, torch.compile, CUDA graphs.
+
+Memory is what a process that only ever ran that variant would hold: on a CPU the resident set of such a process, on a
+GPU what the allocator counted of shared, own and passing tensors. The share of the matmul peak counts the FLOPs that
+our step needs, frozen weights' gradients not among them, for every variant; the peak is a large product's in the same
+run.
 """
 
 from __future__ import annotations
@@ -14,20 +19,20 @@ import argparse
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
-import m2clip
-from benchmarks.adapter_plot import REFERENCE_SHADE
-from benchmarks.authors import AuthorsM2CLIP, total_loss
+from benchmarks.adapter_plot import COMPILED_SHADE, REFERENCE_SHADE
 from benchmarks.measure import (
+    Budget,
     device_name,
     interleave,
     peak_resident_gb,
@@ -37,90 +42,160 @@ from benchmarks.measure import (
     synchronise,
     write_results,
 )
-from m2clip import kernels
-from m2clip.convert import to_authors_state
-from m2clip.data.label_sets import load_class_names
+from benchmarks.train_variants import (
+    AUTHORS,
+    CPU_VARIANTS,
+    OURS,
+    REFERENCE,
+    TOLERANCE,
+    VARIANTS,
+    Problem,
+    runnable,
+)
 from m2clip.plot_parts import INK, QUIET, STRONG, figure, save
-from m2clip.text import IGNORE
 
-AUTHORS, REFERENCE, OURS = "authors", "m2clip reference", "m2clip"  # ours without and with accelerated kernels
-VARIANTS = (AUTHORS, REFERENCE, OURS)
-LEARNING_RATE = 0.0  # the optimiser does all its work, and every step starts from the same weights
+GEMM_ROWS = {"cuda": 8192, "cpu": 1024}  # of three square matrices: the matmul peak
+GEMM_CALLS = 10
+GEMM = "large matmul"
+BATCH = {"cuda": 32, "cpu": 2}
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clip", default="ViT-B-16-quickgelu")
     parser.add_argument("--frames", type=int, default=8)
-    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--batch", type=int, help="clips a step (default: 2, on a GPU 32)")
     parser.add_argument("--classes", default="k400")
+    parser.add_argument("--dtype", choices=tuple(TOLERANCE), help="default: float32, on a GPU bfloat16")
+    parser.add_argument("--variants", nargs="+", choices=tuple(VARIANTS), metavar="NAME", help=", ".join(VARIANTS))
+    parser.add_argument("--no-compile", action="store_true", help="leave the torch.compile variants out")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--output", type=Path, help="folder for the JSON (default: benchmarks/results/<device>)")
-    parser.add_argument("--memory-of", choices=VARIANTS, help="run only this variant and print its memory as JSON")
-    return parser.parse_args()
+    Budget.add_argument(parser)
+    parser.add_argument(
+        "--out", "--output", dest="output", type=Path, help="folder for the JSON (default: benchmarks/results/<device>)"
+    )
+    parser.add_argument(
+        "--memory-of", choices=tuple(VARIANTS), help="run only this variant and print its memory as JSON"
+    )
+    args = parser.parse_args()
+    kind = torch.device(args.device).type
+    args.batch = args.batch or BATCH[kind]
+    args.dtype = args.dtype or ("bfloat16" if kind == "cuda" else "float32")
+    return args
 
 
-def build(args: argparse.Namespace, wanted: tuple[str, ...]) -> dict[str, Callable[[], float]]:
-    """The wanted variants' training steps; each returns its loss."""
-    torch.manual_seed(0)
-    device = torch.device(args.device)
-    names = load_class_names(args.classes)
-    clip = m2clip.load_clip(args.clip, None)
-    model = m2clip.create_model("m2clip", clip, names, args.frames, vc_dropout=0.0).to(device)
-    clip.to(device)  # what the towers do not share, such as the causal mask
-    video = torch.randn(args.batch, args.frames, 3, *model.image_size, device=device)
-    labels = torch.arange(args.batch, device=device) % len(names)
-    steps = {}
-    if AUTHORS in wanted:
-        theirs = AuthorsM2CLIP(clip, args.frames, len(names), len(model.config.word_list)).to(device)
-        theirs.load_state_dict(to_authors_state(model))
-        length = clip.context_length
-        classes = F.pad(model._prompts.tokens, (0, length - model._prompts.tokens.shape[1])).to(device)
-        uniform = torch.rand(args.batch, model.masker.max_words, generator=torch.Generator().manual_seed(0))
-        masked, targets = model.masker(labels.tolist(), uniform)
-        words = torch.full((args.batch, length), IGNORE).scatter(1, masked.positions, targets).to(device)
-        masked_tokens = F.pad(masked.tokens, (0, length - masked.tokens.shape[1])).to(device)
-        their_optimizer = torch.optim.AdamW(theirs.parameters(), lr=LEARNING_RATE)
-        scale = clip.logit_scale.exp().item()
+class Run:
+    """The variants that are ready to be timed, and what was found out about each on the way."""
 
-        def authors_step() -> float:
-            parts = theirs.losses(video, labels, classes, classes[labels], masked_tokens, words, scale)
-            return step(total_loss(parts), their_optimizer)
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.device, self.budget = args, torch.device(args.device), Budget(args.budget)
+        self.problem = Problem(args.clip, args.frames, args.batch, args.classes, self.device, args.dtype)
+        self.shared_gb = self.allocated_gb()
+        self.steps: dict[str, Callable[[], Tensor]] = {}
+        self.losses: dict[str, float] = {}
+        self.first_step_seconds: dict[str, float] = {}
+        self.memory: dict[str, dict[str, float]] = {}
+        self.flops: int | None = None
 
-        steps[AUTHORS] = authors_step
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LEARNING_RATE)
+    def allocated_gb(self) -> float:
+        return torch.cuda.memory_allocated(self.device) / 2**30 if self.device.type == "cuda" else 0.0
 
-    def our_step(backend: str) -> float:
-        with kernels.use_backend(backend):
-            return step(model.loss(video, labels, torch.Generator().manual_seed(0)).total, optimizer)
+    def add(self, name: str) -> None:
+        """Build a variant and take its first steps: text cache, memory pools, compilation, recording."""
+        before = self.allocated_gb()
+        synchronise(self.device)
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        start = time.perf_counter()
+        step = self.problem.step(name)
+        loss = step().item()
+        self.first_step_seconds[name] = time.perf_counter() - start
+        if self.device.type == "cuda":
+            self.memory[name] = self._gpu_memory(step, before, VARIANTS[name].graphed)
+        else:
+            self.memory[name] = self._cpu_memory(name)
+        if name == REFERENCE:
+            with FlopCounterMode(display=False) as counter:
+                step()
+            self.flops = counter.get_total_flops()
+        self.losses[name], self.steps[name] = loss, step
 
-    steps[REFERENCE], steps[OURS] = partial(our_step, "reference"), partial(our_step, "auto")
-    return {name: steps[name] for name in wanted}
+    def _gpu_memory(self, step: Callable[[], Tensor], before: float, graphed: bool) -> dict[str, float]:
+        if not graphed:  # a replay allocates nothing: its memory is that of the recording
+            torch.cuda.reset_peak_memory_stats(self.device)
+            step()
+        synchronise(self.device)
+        peak, held = torch.cuda.max_memory_allocated(self.device) / 2**30, self.allocated_gb()
+        own = held - before
+        steps = peak - held
+        return {"peak_gb": self.shared_gb + own + steps, "before_steps_gb": self.shared_gb + own, "steps_gb": steps}
 
+    def _cpu_memory(self, name: str) -> dict[str, float]:
+        command = [sys.executable, __file__, *sys.argv[1:], "--memory-of", name]
+        return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
-def step(loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> float:
-    loss.backward()
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return loss.item()
+    def results(self, not_run: dict[str, str]) -> dict[str, Any]:
+        """Time everything that is ready and say what came out."""
+        args, rows = self.args, GEMM_ROWS[self.device.type]
+        a, b, out = (torch.randn(rows, rows, device=self.device).to(getattr(torch, args.dtype)) for _ in range(3))
+        runs = {**self.steps, GEMM: lambda: torch.mm(a, b, out=out)}
+        calls = {name: GEMM_CALLS if name == GEMM else 1 for name in runs}
+        seconds = interleave(runs, self.budget.rounds(args.rounds), self.device, calls=calls)
+        gemm = summary(seconds.pop(GEMM))
+        peak = 2 * rows**3 / gemm["median"]
+        times = {name: summary(values) for name, values in seconds.items()}
+        others = [name for name in seconds if name != AUTHORS and AUTHORS in seconds]
+        settings = {name: getattr(args, name) for name in ("clip", "frames", "batch", "classes", "dtype")}
+        return {
+            "setting": {**settings, "preset": "official"},
+            "losses_before": self.losses,
+            "seconds": times,
+            "clips_per_second": {name: args.batch / time["median"] for name, time in times.items()},
+            "first_step_seconds": {name: self.first_step_seconds[name] for name in times},
+            "speedup": {name: ratio(seconds[AUTHORS], seconds[name]) for name in others},
+            "memory": self.memory,
+            "memory_ratio": {
+                name: {key: self.memory[name][key] / self.memory[AUTHORS][key] for key in ("peak_gb", "steps_gb")}
+                for name in others
+            },
+            "step_flops": self.flops,
+            "matmul_peak": {"flops_per_second": peak, "rows": rows, "seconds": gemm},
+            "peak_fraction": {
+                name: self.flops / time["median"] / peak for name, time in times.items() if self.flops is not None
+            },
+            "not_run": not_run,
+        }
+
+    def check(self) -> None:
+        """End the run where a variant computes something else."""
+        expected = next(iter(self.losses.values()))
+        if any(not abs(loss - expected) <= TOLERANCE[self.args.dtype] * abs(expected) for loss in self.losses.values()):
+            sys.exit(f"the variants do not compute the same: losses {self.losses}")
 
 
 def memory(args: argparse.Namespace) -> dict[str, float]:
-    """Memory of a process that builds one variant and takes two steps."""
-    device = torch.device(args.device)
-    run = build(args, (args.memory_of,))[args.memory_of]
-    if device.type == "cuda":
-        before = torch.cuda.memory_allocated(device) / 2**30
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        before = resident_gb()
+    """Memory of a process on the CPU that builds one variant and takes two steps."""
+    problem = Problem(args.clip, args.frames, args.batch, args.classes, torch.device(args.device), args.dtype)
+    step = problem.step(args.memory_of)
+    before = resident_gb()
     for _ in range(2):
-        run()
-    synchronise(device)
-    peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else peak_resident_gb()
+        step()
+    peak = peak_resident_gb()
     return {"peak_gb": peak, "before_steps_gb": before, "steps_gb": peak - before}
+
+
+def chosen(args: argparse.Namespace) -> tuple[list[str], dict[str, str]]:
+    """Variants to run, those without torch.compile first, and why others are not."""
+    device = torch.device(args.device)
+    found, not_run = runnable(device)
+    wanted = args.variants or (list(VARIANTS) if device.type == "cuda" else CPU_VARIANTS)
+    names = sorted((name for name in found if name in wanted), key=lambda name: VARIANTS[name].compiled)
+    not_run = {name: reason for name, reason in not_run.items() if name in wanted}
+    if args.no_compile:
+        not_run |= {name: "left out by --no-compile" for name in names if VARIANTS[name].compiled}
+    return [name for name in names if name not in not_run], not_run
 
 
 def main() -> None:
@@ -129,69 +204,86 @@ def main() -> None:
     if args.memory_of:
         print(json.dumps(memory(args)))
         return
-    device = torch.device(args.device)
-    used = {}
-    for name in VARIANTS:
-        command = [sys.executable, __file__, *sys.argv[1:], "--memory-of", name]
-        used[name] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    steps = build(args, VARIANTS)
-    losses = {name: run() for name, run in steps.items()}  # the warm-up: text cache, memory pools
-    if any(abs(loss - losses[AUTHORS]) > 1e-4 * abs(losses[AUTHORS]) for loss in losses.values()):
-        sys.exit(f"the variants do not compute the same: losses {losses}")
-    seconds = interleave(steps, args.rounds, device)
-    speedup = {name: ratio(seconds[AUTHORS], seconds[name]) for name in VARIANTS[1:]}
-    content = {
-        "setting": {
-            "clip": args.clip,
-            "frames": args.frames,
-            "batch": args.batch,
-            "classes": args.classes,
-            "dtype": "float32",
-            "preset": "official",
-        },
-        "losses_before": losses,
-        "seconds": {name: summary(values) for name, values in seconds.items()},
-        "speedup": speedup,
-        "memory": used,
-        "memory_ratio": {
-            name: {key: used[name][key] / used[AUTHORS][key] for key in ("peak_gb", "steps_gb")}
-            for name in VARIANTS[1:]
-        },
-    }
-    path = write_results("train_speed", device, content, args.output)
-    print(f"one training step on {device_name(device)}, {args.clip}, {args.batch} clips of {args.frames} frames")
-    print(f"{'':18}{'median s':>10}{'p20-p80':>16}{'peak GB':>10}{'of the step':>13}{'faster':>9}")
-    for name in VARIANTS:
-        time, mem = content["seconds"][name], used[name]
-        spread = f"{time['p20']:.2f}-{time['p80']:.2f}"
-        faster = f"{speedup[name]['median']:.2f}x" if name in speedup else "1.00x"
-        row = f"{time['median']:>10.2f}{spread:>16}{mem['peak_gb']:>10.2f}{mem['steps_gb']:>13.2f}{faster:>9}"
-        print(f"{name:18}{row}")
+    names, not_run = chosen(args)
+    run, path = Run(args), None
+    for name in names:
+        if VARIANTS[name].compiled and path is None and run.steps:
+            # A compiler may take longer than is left: what was found so far is kept.
+            path = report(run, not_run)
+        if VARIANTS[name].compiled and not run.budget.allows_compiling():
+            not_run[name] = "no time left for torch.compile"
+        elif not run.budget.allows(name):
+            not_run[name] = "no time left"
+        else:
+            attempt(run, name, not_run)
+    path = report(run, not_run)
+    show(json.loads(path.read_text()))
     print(path)
     print(draw(json.loads(path.read_text()), path.with_suffix(".png")))
 
 
+def attempt(run: Run, name: str, not_run: dict[str, str]) -> None:
+    """Make a variant ready, or note why that failed; on a CPU a failure ends the run."""
+    try:
+        run.add(name)
+    except Exception as error:
+        if run.device.type == "cpu":
+            raise
+        not_run[name] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        torch.cuda.empty_cache()
+
+
+def report(run: Run, not_run: dict[str, str]) -> Path:
+    """Check the losses, time all that is ready and write the JSON."""
+    run.check()
+    return write_results("train_speed", run.device, run.results(not_run), run.args.output)
+
+
+def show(results: dict[str, Any]) -> None:
+    """Print the table."""
+    setting, memory = results["setting"], results["memory"]
+    what = f"{setting['batch']} clips of {setting['frames']} frames, {setting['dtype']}"
+    print(f"one training step on {results['device']}, {setting['clip']}, {what}")
+    print(f"{'':29}{'median s':>9}{'p20-p80':>14}{'clips/s':>9}{'peak GB':>9}{'of step':>9}{'peak':>6}{'first s':>9}")
+    for name, time_ in results["seconds"].items():
+        spread = f"{digits(time_['p20'])}-{digits(time_['p80'])}"
+        share = results["peak_fraction"].get(name)
+        of_peak = "" if share is None else f"{100 * share:.0f}%"
+        row = f"{digits(time_['median']):>9}{spread:>14}{results['clips_per_second'][name]:>9.1f}"
+        row += f"{memory[name]['peak_gb']:>9.2f}{memory[name]['steps_gb']:>9.2f}{of_peak:>6}"
+        faster = results["speedup"].get(name, {}).get("median", 1.0)
+        print(f"{name:29}{row}{results['first_step_seconds'][name]:>9.1f}  {faster:.2f}x")
+    for name, reason in results["not_run"].items():
+        print(f"{name}: not run, {reason}")
+
+
+def digits(seconds: float) -> str:
+    """Three digits, whether a step takes milliseconds or minutes."""
+    return f"{seconds:.2f}" if seconds >= 1 else f"{seconds:.4f}"
+
+
 def draw(results: dict[str, Any], path: Path) -> Path:
     """Draw train_speed.json into a PNG; returns its path."""
-    setting = results["setting"]
-    with figure(9.5, 2.4) as drawn:
+    setting, names = results["setting"], list(results["seconds"])
+    first = results["seconds"][names[0]]["median"]
+    with figure(9.5, 1.2 + 0.4 * len(names)) as drawn:
         left, right = drawn.subplots(1, 2)
-        for place, name in enumerate(VARIANTS):
-            colour = {AUTHORS: QUIET, REFERENCE: REFERENCE_SHADE, OURS: STRONG}[name]
-            seconds = results["seconds"][name]["median"]
-            faster = results["seconds"][AUTHORS]["median"] / seconds
-            memory = results["memory"][name]["steps_gb"]
+        for place, name in enumerate(names):
+            shades = {REFERENCE: REFERENCE_SHADE, OURS: STRONG, AUTHORS: QUIET}
+            colour = shades.get(name, COMPILED_SHADE if VARIANTS[name].compiled else STRONG)
+            seconds, memory = results["seconds"][name]["median"], results["memory"][name]["steps_gb"]
             left.barh(place, seconds, height=0.68, color=colour)
-            left.annotate(f" {seconds:.1f}  {faster:.2f}x", (seconds, place), va="center", fontsize=8)
+            shown = f"{seconds:.1f}" if seconds >= 1 else f"{1e3 * seconds:.0f} ms"
+            left.annotate(f" {shown}  {first / seconds:.2f}x", (seconds, place), va="center", fontsize=8)
             right.barh(place, memory, height=0.68, color=colour)
             right.annotate(f" {memory:.2f}", (memory, place), va="center", fontsize=8)
         for axes, unit in ((left, "seconds a step"), (right, "GB a step takes above the loaded model")):
             axes.invert_yaxis()
             axes.set_xlabel(unit, fontsize=8, labelpad=1)
-            axes.set_xlim(0, 1.25 * axes.get_xlim()[1])
+            axes.set_xlim(0, 1.3 * axes.get_xlim()[1])
             axes.tick_params(length=0, labelsize=8)
             axes.spines[["left"]].set_visible(False)
-        left.set_yticks(range(len(VARIANTS)), VARIANTS, color=INK, fontsize=8.5)
+        left.set_yticks(range(len(names)), names, color=INK, fontsize=8.5)
         right.set_yticks([])
         drawn.suptitle(
             f"One training step, {setting['clip']}, {setting['batch']} clips of {setting['frames']} frames, "

@@ -13,8 +13,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
+from benchmarks.workloads import bottleneck, gelu, loss, ted
 from m2clip import kernels
-from tests.gpu.workloads import BACKENDS, bottleneck, gelu, loss, ted
+from tests.gpu.workloads import BACKENDS
 
 DTYPES = (torch.float32, torch.bfloat16)
 WORKLOADS = (

@@ -71,6 +71,7 @@ class Suite:
 
         return [
             Step("tests", (*pytest, "-n", workers), seconds, modules=("pytest", "pytest_timeout", "xdist")),
+            Step("errors", ("python", "benchmarks/errors.py", *self._results(seconds)), seconds, modules=("rich",)),
             Step("selfcheck", ("python", "-m", "m2clip.cli", "selfcheck"), seconds, modules=("rich",)),
             sanitizer("memcheck"),
             sanitizer("racecheck"),
@@ -78,14 +79,15 @@ class Suite:
 
     def benchmark_step(self, name: str, seconds: float) -> Step:
         """One benchmark, alone on the machine; seconds: after which it is ended."""
-        results = str(self.out / "results")
-        command = ["python", f"benchmarks/{name}.py", "--device", "cuda"]
+        modules: tuple[str, ...] = ("rich", "matplotlib")
+        options = self._results(seconds)
         if name == "train_speed":
-            command += ["--output", results]
-        else:
-            command += ["--out", results, "--budget", f"{max(seconds - START_SECONDS, 5):.0f}"]
-        modules = ("rich", "matplotlib") + (("open_clip", "ftfy") if name == "train_speed" else ())
-        return Step(name, tuple(command), seconds, modules=modules)
+            modules, options = (*modules, "open_clip", "ftfy"), ("--output", str(self.out / "results"))
+        command = ("python", f"benchmarks/{name}.py", "--device", "cuda", *options)
+        return Step(name, command, seconds, modules=modules)
+
+    def _results(self, seconds: float) -> tuple[str, ...]:
+        return "--out", str(self.out / "results"), "--budget", f"{max(seconds - START_SECONDS, 5):.0f}"
 
     def goals_step(self) -> Step:
         command = ("python", "benchmarks/goals.py", str(self.out / "results"))

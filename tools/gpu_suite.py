@@ -69,7 +69,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--wheels", type=Path, default=ROOT / ".whl", help="folder of wheels to install")
     parser.add_argument("--dry", action="store_true", help="check everything that can be checked without a GPU")
     parser.add_argument("--no-build", action="store_true", help="take the extension as it is")
-    return parser.parse_args()
+    args = parser.parse_args()
+    names = [step.name for stage in Suite(args.out).stages(lambda: args.seconds) for step in stage]
+    unknown = set(args.only or ()) - set(names)
+    if unknown:
+        parser.error(f"unknown step {sorted(unknown)[0]!r}; choose from {', '.join(names)}")
+    return args
 
 
 def run(step: Step, python: str, out: Path, limit: float) -> Outcome:
@@ -214,10 +219,10 @@ def dry(suite: Suite, python: str, args: argparse.Namespace, deadline: float) ->
         wrong += [f"build: {outcome.reason}"] if outcome.code else []
     show(["", f"plan, {args.seconds:.0f} s, if all of a step's time is used; steps of a line at once:"])
     steps: list[Step] = []
-    left = args.seconds
-    for stage in suite.stages(lambda: left):
+    left = [args.seconds]
+    for stage in suite.stages(lambda: left[-1]):
         show([f"  {' + '.join(step.name for step in stage)}: {stage[0].limit:.0f} s"])
-        left = max(left - stage[0].limit, 0.0)
+        left.append(max(left[-1] - stage[0].limit, 0.0))
         steps += stage
     wrong += gpu_checks.wrong_commands(steps, python)
     number, complaint = gpu_checks.collected(python)

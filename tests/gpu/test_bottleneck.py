@@ -7,9 +7,10 @@ import itertools
 import pytest
 import torch
 
+from benchmarks.workloads import bottleneck, gelu
 from m2clip.kernels import reference
 from m2clip.kernels.gelu_ops import ACTIVATIONS as GELUS
-from tests.gpu.workloads import BACKENDS, DTYPES, assert_proven, bottleneck, gelu, require
+from tests.gpu.workloads import BACKENDS, DTYPES, assert_proven, require
 
 ACTIVATIONS = tuple(reference.ACTIVATIONS)
 SHAPES = {

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.workloads import DEVICE, in_double, loss, ted, ted_weights
 from m2clip.kernels.operands import Branches
-from tests.gpu.workloads import BACKENDS, DEVICE, DTYPES, SMALL, SMALL_CALLS, in_double, loss, require, ted
+from tests.gpu.workloads import BACKENDS, DTYPES, SMALL, SMALL_CALLS, require
 from tests.kernels.proof import assert_as_exact
-from tests.kernels.test_native_ted import LAYOUTS, ted_weights
+from tests.kernels.test_native_ted import LAYOUTS
 
 every_call = pytest.mark.parametrize(("make", "backend"), SMALL_CALLS)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.gpu.workloads import BACKENDS, DEVICE, DTYPES, loss, require
+from benchmarks.workloads import DEVICE, loss
+from tests.gpu.workloads import BACKENDS, DTYPES, require
 from tests.kernels.test_losses import LOSSES, assert_as_accurate, features, layouts, loss_on
 
 on_every_backend = pytest.mark.parametrize("backend", BACKENDS["soft_target_kl"])

@@ -7,9 +7,9 @@ import torch
 
 from benchmarks.adapter_variants import Case, Problem, authors_variant, m2clip_variant
 from benchmarks.memory import peak_bytes
+from benchmarks.workloads import DEVICE, bottleneck, ted, ted_weights
 from m2clip import kernels
-from tests.gpu.workloads import BACKENDS, DEVICE, bottleneck, require, ted
-from tests.kernels.test_native_ted import ted_weights
+from tests.gpu.workloads import BACKENDS, require
 
 GB = 2**30
 AUTHORS_SHARE = 0.5  # of the memory that the authors' formulation takes in eager PyTorch

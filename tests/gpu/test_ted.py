@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.gpu.workloads import BACKENDS, DTYPES, assert_proven, require, ted
+from benchmarks.workloads import ted
+from tests.gpu.workloads import BACKENDS, DTYPES, assert_proven, require
 from tests.kernels.test_native_ted import FRAMES, GRIDS, LAYOUTS
 
 B16, B32, L14 = ((14, 14), 768), ((7, 7), 768), ((16, 16), 1024)
