@@ -63,6 +63,7 @@ inline uint32_t rounded(uint32_t bits, unsigned dropped) {
 
 }  // namespace cuda_emulator
 
+inline float __uint_as_float(unsigned x) { return cuda_emulator::float_of(x); }
 inline float __bfloat162float(__nv_bfloat16 x) { return cuda_emulator::float_of(uint32_t{x.bits} << 16); }
 inline __nv_bfloat16 __float2bfloat16_rn(float x) {
     const uint32_t bits = cuda_emulator::bits_of(x);
