@@ -89,8 +89,8 @@ struct Ring {
 };
 
 // Descriptor of a tile for the tensor cores (PTX ISA, "Matrix descriptor"). Its rows, of 64 elements along the depth,
-// are swizzled over 128 bytes; groups of eight rows are 1024 bytes apart, and the offset along the leading dimension has
-// no meaning in this layout. The pattern starts where bits 7 to 9 of the address are 0, so `tile` is on a 1024-byte
+// are swizzled over 128 bytes; groups of eight rows are 1024 bytes apart, and the offset along the leading dimension
+// has no meaning in this layout. The pattern starts where bits 7 to 9 of the address are 0, so `tile` is on a 1024-byte
 // boundary; 32 bytes more for each 16 elements along the depth leave it in place.
 __device__ __forceinline__ uint64_t matrix_descriptor(uint32_t tile) {
     constexpr uint64_t kSwizzle128 = 1, kLeading = 1, kStride = 1024 >> 4;
@@ -310,6 +310,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         lower_registers<kMixRegisters>();
         mix_all<T>(p, thread);
     }
+    sync_warp();     // the copying threads come last
     sync_cluster();  // the partner arrives at this block's barriers until it is done
 }
 

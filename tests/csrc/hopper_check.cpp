@@ -127,7 +127,10 @@ struct Run {
         cuda_emulator::resident_blocks = blocks;
         emulated::prepare(blocks, kThreads);
         cuda_emulator::launch(blocks, kThreads, Ring<kColumns>::kBytes,
-                              [&] { adapter_kernel<T, kColumns>(maps, parameters); });
+                              [&] {
+                                  adapter_kernel<T, kColumns>(maps, parameters);
+                                  emulated::leave();
+                              });
         emulated::check_finished();
     }
 
@@ -209,6 +212,8 @@ void check(const Problem& problem, const char* element) {
         {Engine::at_once, "at once"}, {Engine::in_between, "in between"}, {Engine::late, "late"}};
     for (const auto& [engine, name] : engines) {
         hopper::emulated::engine = engine;
+        const int slow = static_cast<int>(hopper::emulated::random_number(2));
+        hopper::emulated::slow_block = engine == Engine::late ? -1 : slow;
         cuda_emulator::order = static_cast<cuda_emulator::Order>(hopper::emulated::random_number(3));
         run.h = Tensor<T>(run.h.bits().size());
         run.u = Tensor<T>(run.u.bits().size());

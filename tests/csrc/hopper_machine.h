@@ -75,6 +75,7 @@ struct BlockState {
     std::unordered_map<uint32_t, PhaseBarrier> barriers;
     std::vector<uint16_t> unfenced;  // thread + 1 of each word's last ordinary write
     std::vector<ThreadState> threads;
+    size_t ended = 0;  // threads
 };
 
 struct Load {
@@ -90,6 +91,7 @@ struct Range {
 };
 
 inline Engine engine = Engine::at_once;
+inline int slow_block = -1;  // its threads go on later than they could
 inline std::vector<BlockState> blocks;
 inline std::vector<Range> memory;  // that kernels may touch
 inline std::deque<Load> loads;
@@ -137,6 +139,9 @@ inline void check_finished() {
     }
 }
 
+// At the end of every thread.
+inline void leave() { ++own_block().ended; }
+
 inline void check_global(const void* address, size_t size) {
     const auto* byte = static_cast<const unsigned char*>(address);
     for (const Range& range : memory) {
@@ -169,6 +174,7 @@ inline void end_phase(PhaseBarrier& barrier) {
 }
 
 inline PhaseBarrier& barrier_at(BlockState& block, uint32_t address) {
+    if (block.ended == block.threads.size()) stop("the shared memory of a block that has ended");
     const auto found = block.barriers.find(address);
     if (found == block.barriers.end()) stop("no barrier at this address");
     return found->second;
@@ -211,8 +217,10 @@ inline void run_load() {
 template <typename Condition>
 void wait_for_condition(Condition condition, const std::string& what) {
     ++waits;
+    const bool slow = block_number() == slow_block;
     cuda_emulator::wait_until(
-        [condition, what] {
+        [condition, what, slow] {
+            if (slow && random_number(40) != 0) return false;
             if (condition()) {
                 idle_polls = 0;
                 return true;
@@ -221,7 +229,7 @@ void wait_for_condition(Condition condition, const std::string& what) {
             const uint64_t patience = 4 * blocks.size() * blocks[0].threads.size();
             const bool now = idle_polls > patience || (engine == Engine::in_between && random_number(200) == 0);
             if (now && !loads.empty()) run_load();
-            if (idle_polls > 8 * patience) stop("nothing goes on; a thread waits for " + what);
+            if (idle_polls > 400 * patience) stop("nothing goes on; a thread waits for " + what);
             return false;
         },
         "its turn");
