@@ -50,7 +50,7 @@ def test_the_static_rule(dtype, width):
     assert_as_exact(*(run(tensors, *way) for way in ways))
 
 
-@pytest.mark.parametrize("width", [40, 120, 256])
+@pytest.mark.parametrize("width", [40, 120])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_every_candidate_gives_the_same(width, dtype):
     x, *weights, dy = (tensor.float() for tensor in inputs((70, 72), width))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from m2clip.kernels.triton.device import precision
 from m2clip.kernels.triton.projection import (
     ProjectionConfig,
     linear,
@@ -86,6 +87,18 @@ def test_a_bias_may_have_another_dtype():
     out = linear(a, weight, bias)
     assert out.dtype == torch.float16
     torch.testing.assert_close(out, (a.double() @ weight.t().double() + bias).half())
+
+
+def test_fp32_products_are_as_precise_as_the_user_wants_torchs_to_be():
+    assert precision(torch.float32) == "ieee"
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    try:
+        matmul.fp32_precision = "tf32"  # after which torch refuses to say what allow_tf32 is
+        assert precision(torch.float32) == "tf32"
+        assert precision(torch.bfloat16) == "ieee"
+    finally:
+        matmul.fp32_precision = before
 
 
 def test_wide_tiles_are_never_larger_than_shared_memory():
