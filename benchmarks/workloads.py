@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -10,9 +11,33 @@ from torch import Tensor
 
 from m2clip import kernels
 from m2clip.kernels import BranchWeights, TEDWeights
+from m2clip.kernels.implementations import implementation
+from m2clip.kernels.operands import Branches, Geometry
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 Leaves = Mapping[str, Tensor]
+
+
+def plans(
+    backend: str, weights: TEDWeights, num_frames: int, grid: tuple[int, int], class_token: bool, dtype: torch.dtype
+) -> list[str]:
+    """The ways in which a backend can compute ted_adapter's forward pass, its own choice first; [] if it has one."""
+    module = implementation("ted_adapter", backend)
+    if not hasattr(module, "plans"):
+        return []
+    return list(module.plans(Branches.of(weights, dtype), Geometry(num_frames, grid, class_token), dtype))
+
+
+@contextmanager
+def planned(backend: str, plan: str) -> Iterator[None]:
+    """Let a backend compute ted_adapter's forward pass by this plan."""
+    module = implementation("ted_adapter", backend)
+    before = module.plans
+    module.plans = lambda *args: [plan]
+    try:
+        yield
+    finally:
+        module.plans = before
 
 
 class Workload(NamedTuple):
