@@ -1,5 +1,6 @@
 // m2clip._cuda: the CUDA kernels for Python. Tensors come as addresses on the current device; shapes have been checked by
-// the caller. Whatever a launch returns but 0 becomes a RuntimeError.
+// the caller. Whatever a launch returns but 0 becomes a RuntimeError. Types are local to the module: m2clip._native has
+// some of the same names.
 #include <pybind11/pybind11.h>
 
 #include <stdexcept>
@@ -58,7 +59,7 @@ void residual(const std::string& dtype, Address out, Address added, Address clas
 
 #ifdef M2CLIP_HOPPER
 void export_hopper(py::module_& m) {
-    py::class_<HopperAdapterArgs> args(m, "HopperAdapterArgs");
+    py::class_<HopperAdapterArgs> args(m, "HopperAdapterArgs", py::module_local());
     args.def(py::init<>());
     const auto pointer = [&](const char* name, auto member) {
         args.def_property(
@@ -101,19 +102,19 @@ void export_hopper(py::module_& m) {
 }  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
-    py::class_<MixerShape>(m, "MixerShape")
+    py::class_<MixerShape>(m, "MixerShape", py::module_local())
         .def(py::init([](int64_t clips, int32_t frames, int32_t tokens, int32_t height, int32_t width, int32_t channels,
                          bool class_token, bool temporal, bool difference, bool shared) {
             return MixerShape{clips,    frames,      tokens,   height,     width,
                               channels, class_token, temporal, difference, shared};
         }));
-    py::class_<MixerWeights>(m, "MixerWeights")
+    py::class_<MixerWeights>(m, "MixerWeights", py::module_local())
         .def(py::init([](Address temporal_weight, Address temporal_bias, Address difference_weight,
                          Address difference_bias, Address down_bias) {
             return MixerWeights{at(temporal_weight), at(temporal_bias), at(difference_weight), at(difference_bias),
                                 at(down_bias)};
         }));
-    py::class_<MixerGradients>(m, "MixerGradients")
+    py::class_<MixerGradients>(m, "MixerGradients", py::module_local())
         .def(py::init([](Address temporal_weight, Address temporal_bias, Address temporal_down_bias,
                          Address difference_weight, Address difference_bias, Address difference_down_bias) {
             return MixerGradients{floats(temporal_weight),    floats(temporal_bias),   floats(temporal_down_bias),
