@@ -89,8 +89,7 @@ def part_tile(p_parts, PART: tl.constexpr, o_part, parts, o_r, m_tile, rows, OTH
 
 @triton.jit
 def combined(p_parts, parts, o_r, m_r, rows, scale):
-    """[R] largest cosines of rows, sums of exponentials relative to them, and means of cosines under the softmax, less
-    the largest."""
+    """[R] largest cosines of rows, sums of exponentials relative to them, and those of cosines weighted with them."""
     b_largest = tl.full([COMBINED_ROWS], BELOW_ALL, dtype=tl.float32)
     b_sum = tl.zeros([COMBINED_ROWS], dtype=tl.float32)
     b_weighted = tl.zeros([COMBINED_ROWS], dtype=tl.float32)
@@ -106,7 +105,7 @@ def combined(p_parts, parts, o_r, m_r, rows, scale):
         b_weighted += tl.sum((b_sums_weighted + b_sums * (b_part - b_new[:, None])) * b_shares, axis=1)
         b_sum = b_sum * b_share + tl.sum(b_sums * b_shares, axis=1)
         b_largest = b_new
-    return b_largest, b_sum, b_weighted / b_sum
+    return b_largest, b_sum, b_weighted
 
 
 @triton.jit
@@ -128,7 +127,7 @@ def finish_cross_entropy(p_targets, scale, sign, p_loss, p_softmax, p_parts, par
     for i_first in range(0, rows, COMBINED_ROWS):
         o_r = i_first + tl.arange(0, COMBINED_ROWS)
         m_r = o_r < rows
-        b_largest, b_sum, b_mean = combined(p_parts, parts, o_r, m_r, rows, scale)
+        b_largest, b_sum, b_weighted = combined(p_parts, parts, o_r, m_r, rows, scale)
         b_own = total(p_parts, OWN, parts, o_r, m_r, rows)
         b_target = tl.load(p_targets + o_r, mask=m_r, other=0)
         # A target that is no class: NaN in the loss and, by the softmax, in all gradients that it enters.
@@ -136,7 +135,7 @@ def finish_cross_entropy(p_targets, scale, sign, p_loss, p_softmax, p_parts, par
         tl.store(p_softmax + o_r, sign * b_largest, mask=m_r)
         tl.store(p_softmax + rows + o_r, 1.0 / b_sum, mask=m_r)
         b_loss += tl.where(m_r, tl.log(b_sum) - scale * (b_own - b_largest), 0.0)
-        b_slope += tl.where(m_r, b_mean - (b_own - b_largest), 0.0)
+        b_slope += tl.where(m_r, b_weighted / b_sum - (b_own - b_largest), 0.0)
     tl.store(p_loss, tl.sum(b_loss, axis=0) / rows)
     tl.store(p_softmax + 2 * rows, sign * tl.sum(b_slope, axis=0) / rows)
 
@@ -219,12 +218,13 @@ def soft_direction(p_parts, parts, p_softmax, o_r, m_r, rows, b_own, b_other, sc
 
     b_own, b_other: the target's probability of each sample with the same label and of each other one.
     """
-    b_largest, b_sum, b_mean = combined(p_parts, parts, o_r, m_r, rows, scale)
+    b_largest, b_sum, b_weighted = combined(p_parts, parts, o_r, m_r, rows, scale)
     b_target_mean = b_own * total(p_parts, OWN, parts, o_r, m_r, rows)
     b_target_mean += b_other * total(p_parts, OTHER, parts, o_r, m_r, rows)
     tl.store(p_softmax + o_r, sign * b_largest, mask=m_r)
     tl.store(p_softmax + rows + o_r, 1.0 / b_sum, mask=m_r)
-    return tl.log(b_sum) - scale * (b_target_mean - b_largest), b_mean - (b_target_mean - b_largest)
+    b_relative = b_target_mean - b_largest
+    return tl.log(b_sum) - scale * b_relative, b_weighted / b_sum - b_relative
 
 
 @triton.jit

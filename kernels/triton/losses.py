@@ -55,16 +55,16 @@ def loss_config(dim: int, columns: int, dtype: torch.dtype) -> LossConfig:
         return LossConfig(16, 32, depth, 3, 4)
     if dtype == torch.float32:
         return LossConfig(64, 64, min(depth, 32), 2, 8)
-    return LossConfig(64, 128, depth, 3, 8)
+    return LossConfig(64, 64, depth, 3, 8)
 
 
 def loss_candidates(dim: int, columns: int, dtype: torch.dtype) -> list[LossConfig]:
     """What a tuner may try in place of the rule's, which is the first."""
     rule = loss_config(dim, columns, dtype)
     if columns <= MANY:
-        others = [LossConfig(16, columns, rule.depth, stages, 4) for columns in (16, 64) for stages in (2, 4)]
+        others = [rule._replace(columns=16), rule._replace(columns=64), rule._replace(stages=2)]
     else:
-        others = [LossConfig(rows, 64, min(rule.depth, 32), stages, 4) for rows in (32, 64) for stages in (2, 3)]
+        others = [rule._replace(rows=32, warps=4), rule._replace(stages=4)]
     return [rule, *others]
 
 
@@ -82,8 +82,7 @@ def gradient_config(dim: int, columns: int, dtype: torch.dtype) -> GradientConfi
 def gradient_candidates(dim: int, columns: int, dtype: torch.dtype) -> list[GradientConfig]:
     """What a tuner may try in place of the rule's, which is the first."""
     rule = gradient_config(dim, columns, dtype)
-    others = [rule._replace(own=own, warps=4) for own in (16, 32)]
-    return [rule, *others, rule._replace(other=32), rule._replace(stages=1)]
+    return [rule, rule._replace(own=32, warps=4), rule._replace(other=32), rule._replace(stages=1)]
 
 
 def cosine_cross_entropy(
@@ -93,7 +92,7 @@ def cosine_cross_entropy(
     saved, rows, columns = cosine_cross_entropy_saved(v, w), v.shape[0], w.shape[0]
     loss = v.new_empty((), dtype=torch.float32)
     if rows == 0:
-        return loss.zero_(), saved
+        return loss.zero_(), [tensor.zero_() for tensor in saved]
     config = config or loss_config(v.shape[1], columns, v.dtype)
     row_tiles, column_tiles = triton.cdiv(rows, config.rows), max(triton.cdiv(columns, config.columns), 1)
     tiles = triton.cdiv(column_tiles * row_tiles, _PROGRAMS)
@@ -149,7 +148,7 @@ def soft_target_kl(
     saved, rows = soft_target_kl_saved(v, w), v.shape[0]
     loss = v.new_empty((), dtype=torch.float32)
     if rows == 0:
-        return loss.zero_(), saved
+        return loss.zero_(), [tensor.zero_() for tensor in saved]
     config = config or loss_config(v.shape[1], rows, v.dtype)
     row_tiles, column_tiles = triton.cdiv(rows, config.rows), triton.cdiv(rows, config.columns)
     soft_target_kernel[row_tiles * column_tiles,](
