@@ -1,6 +1,6 @@
 #include "runtime.h"
 
-#include <cuda_runtime.h>
+#include "device.h"
 
 const char* error_text(int code) {
     if (code < 0) return "the driver refused a tensor map";
