@@ -183,7 +183,7 @@ def m2clip_variant(
 def plans_of(problem: Problem, backend: str) -> list[str]:
     """The plans of a backend for a case, its own choice first."""
     case, weights = problem.case, ted_weights(problem.weights, problem.case.shared)
-    return plans(backend, weights, case.frames, case.grid, True, case.dtype)
+    return plans(backend, problem.x, weights, case.frames, case.grid)
 
 
 _THEIR_NAMES = {"down": "fc1", "conv": "conv", "up": "fc2"}

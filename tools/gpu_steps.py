@@ -46,15 +46,18 @@ class Step:
 
 @dataclass(frozen=True)
 class Suite:
-    """All steps, with their results in a folder."""
+    """All steps, with their results in a folder; the CUDA kernels are built for these architectures, or for all."""
 
     out: Path
     build: bool = True
+    architectures: tuple[str, ...] = ()
 
     def build_step(self) -> Step:
         environment = {}
         if shutil.which("nvcc"):
             environment["M2CLIP_CUDA"] = "1"  # that the CUDA kernels are left out is a failure then
+        if self.architectures and "M2CLIP_CUDA_ARCHS" not in os.environ:
+            environment["M2CLIP_CUDA_ARCHS"] = ";".join(self.architectures)
         modules = ("setuptools", "pybind11", "ninja")
         command = ("python", "setup.py", "--quiet", "build_ext", "--inplace")
         return Step("build", command, 150, environment=environment, modules=modules, tool="nvcc")

@@ -62,8 +62,8 @@ def test_every_plan(shape, layout, backend):
     clips, frames, grid, dim, width = CLIP_SHAPES[shape]
     work = ted(clips, frames, grid, dim, width, layout)
     for dtype in DTYPES:
-        weights = ted_weights(work.placed(dtype), layout)
-        for plan in plans(backend, weights, frames, grid, True, dtype)[1:]:
+        leaves = work.placed(dtype)
+        for plan in plans(backend, leaves["x"], ted_weights(leaves, layout), frames, grid)[1:]:
             with planned(backend, plan):
                 assert_proven(work, backend, dtype)
 
@@ -73,13 +73,12 @@ def test_every_plan(shape, layout, backend):
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_every_plan_of_odd_shapes(grid, layout, backend):
     require(backend)
-    for frames, width in ((1, 16), (3, 19), (8, 40)):
-        work = ted(2, frames, grid, 72, width, layout, class_token=width != 40)
-        weights = ted_weights(work.placed(torch.bfloat16), layout)
-        for plan in plans(backend, weights, frames, grid, width != 40, torch.bfloat16)[1:]:
+    for frames, width in ((1, 64), (3, 19), (8, 40)):
+        work = ted(2, frames, grid, 64 if width == 64 else 72, width, layout, class_token=width != 40)
+        leaves = work.placed(torch.bfloat16)
+        for plan in plans(backend, leaves["x"], ted_weights(leaves, layout), frames, grid)[1:]:
             with planned(backend, plan):
                 assert_proven(work, backend, torch.bfloat16)
-                leaves = work.placed(torch.bfloat16)
                 first = work.results(leaves, backend)
                 for _ in range(4):
                     again = work.results(leaves, backend)
