@@ -30,7 +30,7 @@ SWITCHES = {
     "EVEN_C": True,
     "EVEN_D": True,
 }
-TYPE_NAMES = [torch.float32, torch.bfloat16]
+TARGETS = [*((architecture, torch.bfloat16) for architecture in SHARED_MEMORY), (120, torch.float32)]
 
 
 def compile_tile(
@@ -53,19 +53,17 @@ def wide(config: Any, shared: bool, architecture: int, dtype: torch.dtype) -> An
     return compile_tile(one_pass_wide_kernel, config, shared, blocks, architecture, dtype)
 
 
-@pytest.mark.parametrize("architecture", SHARED_MEMORY)
-@pytest.mark.parametrize("dtype", TYPE_NAMES, ids=str)
+@pytest.mark.parametrize(("architecture", "dtype"), TARGETS, ids=str)
 @pytest.mark.parametrize(("width", "shared"), [(64, False), (128, False), (128, True)])
-def test_narrow(width, shared, dtype, architecture, tmp_path: Path) -> None:
+def test_narrow(width, shared, architecture, dtype, tmp_path: Path) -> None:
     config = narrow_config(width, width if shared else 2 * width, dtype, architecture)
     found = narrow(width, config, shared, architecture, dtype)
     assert fits(found, architecture)
     assert spilled(found, tmp_path) <= 2 * 8
 
 
-@pytest.mark.parametrize("architecture", SHARED_MEMORY)
-@pytest.mark.parametrize("dtype", TYPE_NAMES, ids=str)
-def test_wide(dtype, architecture, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("architecture", "dtype"), TARGETS, ids=str)
+def test_wide(architecture, dtype, tmp_path: Path) -> None:
     found = wide(wide_config(384, dtype, architecture), False, architecture, dtype)
     assert fits(found, architecture)
     assert spilled(found, tmp_path) <= 2 * 8
