@@ -39,7 +39,7 @@ FAULTS = {
         "hopper_schedule.h",
         "return (clip_rows() + kClusterRows - 2) / kClusterRows;",
         "return (clip_rows() + kClusterRows - 2) / kClusterRows - 1;",
-        "nothing goes on",
+        "a tile of y comes too early",
     ),
 }
 

@@ -1,4 +1,7 @@
 // Runs the Hopper adapter's kernel on the emulator and compares each of its stages with a plain computation in fp64.
+#include <array>
+#include <set>
+
 #include "hopper_emulator.h"
 
 #include "../../csrc/cuda/hopper_kernel.h"
@@ -233,11 +236,62 @@ void check(const Problem& problem, const char* element) {
     }
 }
 
+void expect(bool holds, const char* what, const hopper::Schedule& s) {
+    if (holds) return;
+    fprintf(stderr, "WRONG: schedule of %d rows, %d a clip, tiles of %d: %s\n", s.rows, s.clip_rows(), s.tile_columns,
+            what);
+    ++failures;
+}
+
+// Every tile and every strip comes once, every tile of y after all tiles of h that its clips' mixing waits for, and
+// counters reach their targets.
+void check_schedule() {
+    using namespace hopper;
+    Schedule s = {};
+    const auto random = [](int most) { return 1 + static_cast<int>(emulated::random_number(most)); };
+    s.frames = random(8), s.grid_height = random(9), s.grid_width = random(9);
+    s.class_tokens = random(2) - 1, s.width = 64 * random(12), s.bottleneck = 64 * random(6);
+    s.columns = s.bottleneck * random(2), s.tile_columns = best_tile_columns(s.width, s.columns);
+    if (!s.complete(random(40), random(70))) cuda_emulator::stop("a schedule was refused");
+    if (random(2) == 1) s.lag = s.least_lag();
+    std::set<std::array<int, 3>> seen;
+    std::vector<int> projected(s.clips()), mixed(s.clips());
+    for (int i = 0; i < s.tiles(); ++i) {
+        const Tile tile = s.tile(i);
+        seen.insert({tile.up, tile.row, tile.column});
+        expect(tile.row < s.rows && tile.column < (tile.up ? s.width : s.columns), "a tile lies outside", s);
+        for (int row = tile.row; row < tile.row + kClusterRows && row < s.rows; row += kTileRows) {
+            for (int clip = s.first_clip(row); clip <= s.last_clip(row); ++clip) {
+                if (!tile.up) ++projected[clip];
+                if (tile.up) expect(projected[clip] == s.clip_tiles(clip), "a tile of y comes too early", s);
+            }
+        }
+    }
+    expect(static_cast<int>(seen.size()) == s.tiles(), "a tile comes twice", s);
+    seen.clear();
+    for (int i = 0; i < s.mix_tasks(); ++i) {
+        const MixTask task = s.mix_task(i);
+        ++mixed[task.clip];
+        expect(task.channel + kMixChannels <= s.columns, "a task has channels outside", s);
+        for (int strip = task.first_strip; strip < task.end_strip; ++strip) {
+            seen.insert({task.clip, task.channel, strip});
+        }
+    }
+    const int strips = s.clips() * s.frames * s.frame_strips() * (s.columns / kMixChannels);
+    expect(static_cast<int>(seen.size()) == strips, "strips are missing", s);
+    for (int clip = 0; clip < s.clips(); ++clip) {
+        expect(projected[clip] == s.clip_tiles(clip), "a clip's tiles are miscounted", s);
+        expect(mixed[clip] == s.clip_tasks(), "a clip's tasks are miscounted", s);
+    }
+    ++comparisons;
+}
+
 }  // namespace
 
 int main() {
     using hopper::Bf16;
     using hopper::Half;
+    for (int i = 0; i < 200; ++i) check_schedule();
     //                  B  T  H  W  c  D    R   TE    TD     shared residual bias clusters
     check<Bf16, 128>({2, 3, 3, 3, 1, 128, 64, true, true, false, true, true, 1}, "bf16");
     check<Bf16, 128>({2, 8, 5, 9, 1, 128, 64, true, true, false, true, true, 2}, "bf16");
