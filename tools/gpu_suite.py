@@ -192,6 +192,8 @@ def main() -> None:
     deadline = time.monotonic() + args.seconds
     args.out = args.out.resolve()
     args.out.mkdir(parents=True, exist_ok=True)
+    # Programs that came with Python's packages, such as ninja, are there.
+    os.environ["PATH"] = os.pathsep.join((os.environ["PATH"], str(Path(sys.executable).parent)))
     python, reason = environment_python(args.out, args.wheels)
     if not python:
         pack(args.out, args.archive)
