@@ -96,7 +96,9 @@ class Stepper:
         capture: Capture | None = None,
         keep_gradients: bool = False,
     ) -> None:
-        self.loss, self.optimizer, self.scaler, self.device = loss, optimizer, scaler, device
+        self.loss: Any = loss
+        self.optimizer: Any = optimizer
+        self.scaler, self.device = scaler, device
         self.max_norm = clip_grad or math.inf
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self.recorded = None if capture is None else RecordedPass(self._run_pass, self.parameters, capture)
