@@ -56,11 +56,11 @@ def build(compiler: native_build.Compiler, kind: str) -> list[Path]:
     folder = ROOT / "build" / "sanitize" / kind
 
     def program(name: str, units: list[native_build.Unit]) -> Path:
-        return native_build.run_ninja(folder / name, compiler, units, name, (*optimised, *COMMON, *flags), flags)
+        return native_build.run_ninja(folder / name, compiler, units, "checks", (*optimised, *COMMON, *flags), flags)
 
     sources = {path: path.stem.split("_")[0] for path in sorted(CHECKS.glob("*.cpp"))}
     checks = [native_build.Unit(path, path.stem, quickly) for path, of in sources.items() if of not in CUDA_CHECKS]
-    programs = [program("checks", [*native_build.kernel_units(compiler, module=False), *checks])]
+    programs = [program("cpu", [*native_build.kernel_units(compiler, module=False), *checks])]
     if kind == "thread":
         return programs
     # nvcc takes memory for what it is used as, and knows its own pragmas.
@@ -102,7 +102,7 @@ def main(kinds: list[str]) -> int:
             for program in programs:
                 code = run(program).returncode
                 if code:
-                    print(f"{kind}: {program.name}: exit code {code}", file=sys.stderr)
+                    print(f"{kind}: {program.parent.name}: exit code {code}", file=sys.stderr)
                     return 1
             print(f"{kind}: built in {built - start:.0f} s, run in {time.monotonic() - built:.0f} s", flush=True)
     except native_build.CannotBuild as problem:

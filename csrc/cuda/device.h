@@ -21,7 +21,7 @@ __device__ __forceinline__ unsigned char* shared_memory() {
 #endif
 }
 
-// 16 bytes from global to shared memory, past the registers and the first-level cache. Both addresses are aligned to it.
+// 16 bytes from global to shared memory, past the registers and the first-level cache; both addresses are so aligned.
 __device__ __forceinline__ void copy_async(void* shared, const void* global) {
 #ifdef __CUDACC__
     const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
@@ -52,7 +52,8 @@ __device__ __forceinline__ void wait_copies() {
 
 // Enqueues kernel(args...) on a stream; returns a cudaError_t.
 template <typename... Parameters, typename... Args>
-int launch(void (*kernel)(Parameters...), dim3 grid, unsigned threads, size_t shared_bytes, void* stream, Args... args) {
+int launch(void (*kernel)(Parameters...), dim3 grid, unsigned threads, size_t shared_bytes, void* stream,
+           Args... args) {
     if (shared_bytes > 48 * 1024) {
         const int limit = static_cast<int>(shared_bytes);
         const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limit);

@@ -1,6 +1,6 @@
 // The mixer of the TED-Adapter on NVIDIA GPUs: temporal convolution, frame difference and 3x3 convolution, forward and
-// backward. Rows h, u, du and dh are the B*T*L tokens of B clips of T frames, (B*T, L, C) and contiguous; C is 2R with a
-// projection for each of two branches (the temporal one's columns first), else R. docs/ted_backward.md has the maths.
+// backward. Rows h, u, du and dh are the B*T*L tokens of B clips of T frames, (B*T, L, C) and contiguous; C is 2R with
+// a projection for each of two branches (the temporal one's columns first), else R. docs/ted_backward.md has the maths.
 #pragma once
 
 #include <stdint.h>

@@ -8,7 +8,8 @@
 
 namespace {
 
-constexpr int N = backward_block.channels, strip = backward_block.strip, most_threads = backward_block.most_threads;
+constexpr int N = backward_block.channels, strip = backward_block.strip;
+constexpr int most_threads = backward_block.most_threads;
 
 // Sums of the temporal branch, in the order of the workspace's rows.
 struct TemporalSums {
@@ -121,7 +122,8 @@ __device__ void temporal_backward(const MixerShape& s, const MixerPlan& p, const
     pipeline.run(true, prepare, [&](int64_t clip, int t) {
         if (count <= 0) return;
         const Around<T> frames = around<T>(pipeline, t, group * N);
-        int64_t at = (clip * s.frames + t) * pipeline.frame_size + (tile.first + first) * s.columns() + work.column + group * N;
+        const int in_frame = (tile.first + first) * s.columns() + work.column + group * N;
+        int64_t at = (clip * s.frames + t) * pipeline.frame_size + in_frame;
         for (int i = first; i < tile.columns; i += step, at += step * s.columns()) {
             const TemporalToken token = frames.token(i * tile_channels<T>);
             const Floats<N> gradient = token.dh(taps);
@@ -307,8 +309,8 @@ __global__ __launch_bounds__(most_threads, path == Path::separate && sizeof(T) =
 }
 
 template <typename T>
-int run(const MixerShape& s, Dtype dtype, const MixerPlan& p, const MixerWeights& weights, const void* h, const void* du,
-        void* u, void* dh, float* workspace, void* stream) {
+int run(const MixerShape& s, Dtype dtype, const MixerPlan& p, const MixerWeights& weights, const void* h,
+        const void* du, void* u, void* dh, float* workspace, void* stream) {
     if (!launchable(s, dtype, p)) return cudaErrorInvalidValue;
     const int64_t blocks = mixer_blocks(s, dtype, p);
     if (blocks == 0) return cudaSuccess;

@@ -3,7 +3,8 @@
 
 namespace {
 
-constexpr int N = forward_block.channels, strip = forward_block.strip, most_threads = forward_block.most_threads;
+constexpr int N = forward_block.channels, strip = forward_block.strip;
+constexpr int most_threads = forward_block.most_threads;
 
 // u of a token in three frames, of which the outer ones count as zero outside the clip.
 __device__ __forceinline__ Floats<N> mix(const Floats<N> (&taps)[3], Floats<N> u, const Floats<N>& before,
@@ -20,7 +21,8 @@ __device__ __forceinline__ Floats<N> load_if(bool there, const T* address) {
 }
 
 template <typename T, bool vectors>
-__device__ void temporal_forward(const MixerShape& s, const MixerPlan& p, const Work<T>& work, const Weights<T>& w, const T* h, T* u) {
+__device__ void temporal_forward(const MixerShape& s, const MixerPlan& p, const Work<T>& work, const Weights<T>& w,
+                                 const T* h, T* u) {
     constexpr int groups = tile_channels<T> / N;
     const Rectangle tile = token_rectangle(s, p, work.tile);
     const Copier<T, vectors> copier(s, work, tile);
@@ -67,7 +69,8 @@ __device__ void class_token_forward(const MixerShape& s, bool summed, const floa
 }
 
 template <typename T, Path path>
-__device__ void difference_forward(const MixerShape& s, const MixerPlan& p, const Work<T>& work, const Weights<T>& w, const T* h, T* u) {
+__device__ void difference_forward(const MixerShape& s, const MixerPlan& p, const Work<T>& work, const Weights<T>& w,
+                                   const T* h, T* u) {
     using Tile = PatchTile<T, N, strip>;
     constexpr bool vectors = path != Path::any;
     const bool summed = summed_on<path>(s);
@@ -87,7 +90,8 @@ __device__ void difference_forward(const MixerShape& s, const MixerPlan& p, cons
     pipeline.run(summed, prepare, [&](int64_t clip, int t) {
         const int64_t frame = (clip * s.frames + t) * pipeline.frame_size + work.column + group * N;
         if (s.class_token && work.tile == 0 && threadIdx.x < Tile::groups && channel < s.width) {
-            class_token_forward(s, summed, constants + group * N, h + frame, u + frame, t, pipeline.frame_size, s.width - channel);
+            class_token_forward(s, summed, constants + group * N, h + frame, u + frame, t, pipeline.frame_size,
+                                s.width - channel);
         }
         if (tile.count == 0) return;
         const T* here = pipeline.frame(0, t) + tile.window;
@@ -119,7 +123,8 @@ __device__ void difference_forward(const MixerShape& s, const MixerPlan& p, cons
                 multiply_add(x, load<N>(temporal + tile_channels<T>), load<N>(pipeline.frame(0, t) + centre));
                 if (t > 0) multiply_add(x, load<N>(temporal), load<N>(pipeline.frame(0, t - 1) + centre));
                 if (t + 1 < s.frames) {
-                    multiply_add(x, load<N>(temporal + 2 * tile_channels<T>), load<N>(pipeline.frame(0, t + 1) + centre));
+                    const Floats<N> after = load<N>(pipeline.frame(0, t + 1) + centre);
+                    multiply_add(x, load<N>(temporal + 2 * tile_channels<T>), after);
                 }
             }
             if (n < tile.count) write<vectors>(out, x, s.width - channel);
@@ -129,8 +134,8 @@ __device__ void difference_forward(const MixerShape& s, const MixerPlan& p, cons
 }
 
 template <typename T, Path path>
-__global__ __launch_bounds__(most_threads, path == Path::separate ? 2 : 1) void mixer_forward_kernel(const MixerShape s, const MixerPlan p,
-                                                                        const Weights<T> w, const T* h, T* u) {
+__global__ __launch_bounds__(most_threads, path == Path::separate ? 2 : 1) void mixer_forward_kernel(
+    const MixerShape s, const MixerPlan p, const Weights<T> w, const T* h, T* u) {
     const Work<T> work(s, p);
     if (work.difference) {
         difference_forward<T, path>(s, p, work, w, h, u);

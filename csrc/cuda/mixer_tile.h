@@ -247,13 +247,15 @@ __device__ void write_constants(float* constants, const MixerShape& s, const Wei
         const int has = i / tile_channels<T>, c = first_channel + i % tile_channels<T>;
         if (c >= s.width) continue;
         if (has >= 16) {
-            if (s.temporal) constants[i] = to_float(has < 19 ? w.temporal_weight[c * 3 + has - 16] : w.temporal_bias[c]);
+            const T* temporal = has < 19 ? w.temporal_weight + c * 3 + has - 16 : w.temporal_bias + c;
+            if (s.temporal) constants[i] = to_float(*temporal);
             continue;
         }
         float taps = 0.0f;
         for (int k = 0; k < 9; ++k) {
-            const bool inside = (k >= 3 || has & 1) && (k < 6 || has & 2) && (k % 3 > 0 || has & 4) && (k % 3 < 2 || has & 8);
-            if (inside) taps += to_float(w.difference_weight[c * 9 + k]);
+            const bool row = (k >= 3 || has & 1) && (k < 6 || has & 2);
+            const bool column = (k % 3 > 0 || has & 4) && (k % 3 < 2 || has & 8);
+            if (row && column) taps += to_float(w.difference_weight[c * 9 + k]);
         }
         constants[i] = to_float(w.difference_bias[c]) + taps * to_float(w.down_bias[c]);
     }

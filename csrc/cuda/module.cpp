@@ -1,5 +1,5 @@
-// m2clip._cuda: the CUDA kernels for Python. Tensors come as addresses on the current device; shapes have been checked by
-// the caller. Whatever a launch returns but 0 becomes a RuntimeError. Types are local to the module: m2clip._native has
+// m2clip._cuda: the CUDA kernels for Python. Tensors come as addresses on the current device; shapes have been checked
+// by the caller. Whatever a launch returns but 0 becomes a RuntimeError. Types are local to the module: m2clip._native has
 // some of the same names.
 #include <pybind11/pybind11.h>
 
@@ -51,10 +51,10 @@ void backward(const std::string& name, const MixerShape& shape, const MixerWeigh
                                            gradients, at(stream)));
 }
 
-void residual(const std::string& dtype, Address out, Address added, Address class_bias, Address patch_bias, int64_t rows,
-              int32_t columns, int32_t tokens, bool class_token, Address stream) {
-    check("add_residual", add_residual(dtype_named(dtype), at(out), at(added), floats(class_bias), floats(patch_bias), rows,
-                                       columns, tokens, class_token, at(stream)));
+void residual(const std::string& dtype, Address out, Address added, Address class_bias, Address patch_bias,
+              int64_t rows, int32_t columns, int32_t tokens, bool class_token, Address stream) {
+    check("add_residual", add_residual(dtype_named(dtype), at(out), at(added), floats(class_bias), floats(patch_bias),
+                                       rows, columns, tokens, class_token, at(stream)));
 }
 
 #ifdef M2CLIP_HOPPER

@@ -27,8 +27,8 @@ __global__ __launch_bounds__(threads) void add_residual_kernel(T* out, const T* 
 }
 
 template <typename T, int N>
-int run(void* out, const void* residual, const float* class_bias, const float* patch_bias, int64_t rows, int32_t columns,
-        int32_t tokens, bool class_token, void* stream) {
+int run(void* out, const void* residual, const float* class_bias, const float* patch_bias, int64_t rows,
+        int32_t columns, int32_t tokens, bool class_token, void* stream) {
     const int64_t blocks = (rows * (columns / N) + threads - 1) / threads;
     if (blocks == 0) return cudaSuccess;
     const unsigned grid = static_cast<unsigned>(blocks < 65536 ? blocks : 65536);

@@ -181,7 +181,9 @@ inline void sync(Barrier& barrier, unsigned threads, const char* what) {
 inline unsigned threads_of(const Block& block) { return block.size.x * block.size.y * block.size.z; }
 
 // bar.sync and bar.arrive: barrier `id` of the block, for so many threads.
-inline void named_barrier(unsigned id, unsigned threads) { sync(current->block->barriers.at(id), threads, "a barrier"); }
+inline void named_barrier(unsigned id, unsigned threads) {
+    sync(current->block->barriers.at(id), threads, "a barrier");
+}
 inline void named_barrier_arrive(unsigned id, unsigned threads) { arrive(current->block->barriers.at(id), threads); }
 
 inline unsigned lane() { return current->linear % warp_size; }

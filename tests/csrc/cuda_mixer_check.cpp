@@ -104,8 +104,8 @@ std::vector<Values> forward_and_backward(const Problem& p, Dtype dtype, bool ali
     const MixerGradients gradients{gtw.data(), gtb.data(), gtd.data(), gdw.data(), gdb.data(), gdd.data()};
     require(mixer_backward(s, dtype, backward, weights, h.data(), du.data(), with_u ? again.data() : nullptr, dh.data(),
                            workspace.data(), gradients, nullptr));
-    return {u.values(), again.values(), dh.values(), gtw.values(), gtb.values(), gtd.values(), gdw.values(), gdb.values(),
-            gdd.values()};
+    return {u.values(),   again.values(), dh.values(),  gtw.values(), gtb.values(),
+            gtd.values(), gdw.values(),   gdb.values(), gdd.values()};
 }
 
 template <typename T>
@@ -147,8 +147,9 @@ struct Size {
 // Beyond 64 bytes of channels there are several blocks beside each other, beyond 32 columns of patches several tiles,
 // and with more than 512 tiles a block has several clips.
 constexpr Size sizes[] = {
-    {0, 2, 2, 2, 8},   {1, 1, 1, 1, 8},         {2, 2, 1, 1, 1},  {3, 3, 5, 9, 24},   {1, 16, 2, 3, 40}, {2, 8, 7, 7, 16},
-    {1, 2, 14, 14, 8}, {1, 3, 4, 6, 8, false},  {2, 2, 5, 3, 13}, {1, 2, 16, 16, 16}, {1, 2, 3, 37, 8},  {1, 3, 9, 6, 16, true, 2},
+    {0, 2, 2, 2, 8},   {1, 1, 1, 1, 8},        {2, 2, 1, 1, 1},  {3, 3, 5, 9, 24},
+    {1, 16, 2, 3, 40}, {2, 8, 7, 7, 16},       {1, 2, 14, 14, 8}, {1, 3, 4, 6, 8, false},
+    {2, 2, 5, 3, 13},  {1, 2, 16, 16, 16},     {1, 2, 3, 37, 8}, {1, 3, 9, 6, 16, true, 2},
     {520, 1, 1, 2, 8}, {300, 2, 2, 1, 3, true}, {1, 4, 3, 3, 35}};
 
 }  // namespace
@@ -169,8 +170,8 @@ void check_cuda_mixer() {
                                class_token,   layout.temporal, layout.difference,
                                layout.shared};
             const std::string name = std::string(layout.name) + ", B=" + std::to_string(size.clips) +
-                                     " T=" + std::to_string(size.frames) + " grid " + std::to_string(size.height) + "x" +
-                                     std::to_string(size.width) + " R=" + std::to_string(size.channels) +
+                                     " T=" + std::to_string(size.frames) + " grid " + std::to_string(size.height) +
+                                     "x" + std::to_string(size.width) + " R=" + std::to_string(size.channels) +
                                      (class_token ? ", class token" : "") + (size.aligned ? "" : ", odd addresses");
             check_problem<float>(s, Dtype::float32, size.aligned, size.rows, name);
             check_problem<__half>(s, Dtype::float16, size.aligned, size.rows, name);
@@ -195,8 +196,9 @@ void check_residual_of(Dtype dtype, int64_t frames, int32_t tokens, int32_t colu
                  {{"out", sum, rounding<T>}}, [&] {
                      const DeviceBuffer<T> out(product, true), in(x, columns % 3 > 0);
                      const DeviceBuffer<float> a(first, true), b(rest, true);
-                     const int error = add_residual(dtype, out.data(), residual ? in.data() : nullptr, a.data(), b.data(),
-                                                    frames * tokens, columns, tokens, class_token, nullptr);
+                     const T* added = residual ? in.data() : nullptr;
+                     const int error = add_residual(dtype, out.data(), added, a.data(), b.data(), frames * tokens,
+                                                    columns, tokens, class_token, nullptr);
                      if (error) fail("add_residual", "returned error " + std::to_string(error));
                      return std::vector<Values>{out.values()};
                  });
