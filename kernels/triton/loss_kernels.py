@@ -111,12 +111,12 @@ def combined(p_parts, parts, o_r, m_r, rows, scale):
 @triton.jit
 def total(p_parts, PART: tl.constexpr, parts, o_r, m_r, rows):
     """[R] sum of one number over all programs that found it."""
-    b_sum = tl.zeros([COMBINED_ROWS], dtype=tl.float32)
+    b_sums = tl.zeros([COMBINED_ROWS, COMBINED_PARTS], dtype=tl.float32)
     o_p = tl.arange(0, COMBINED_PARTS)
     for i_first in range(0, parts, COMBINED_PARTS):
         m_tile = m_r[:, None] & (o_p < parts - i_first)[None, :]
-        b_sum += tl.sum(part_tile(p_parts, PART, o_p + i_first, parts, o_r, m_tile, rows, 0.0), axis=1)
-    return b_sum
+        b_sums += part_tile(p_parts, PART, o_p + i_first, parts, o_r, m_tile, rows, 0.0)
+    return tl.sum(b_sums, axis=1)
 
 
 @triton.jit

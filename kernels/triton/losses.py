@@ -54,7 +54,7 @@ def loss_config(dim: int, columns: int, dtype: torch.dtype) -> LossConfig:
     if columns <= MANY:
         return LossConfig(16, 32, depth, 3, 4)
     if dtype == torch.float32:
-        return LossConfig(64, 64, min(depth, 32), 2, 8)
+        return LossConfig(32, 64, min(depth, 32), 2, 4)
     return LossConfig(64, 64, depth, 3, 8)
 
 
@@ -64,7 +64,7 @@ def loss_candidates(dim: int, columns: int, dtype: torch.dtype) -> list[LossConf
     if columns <= MANY:
         others = [rule._replace(columns=16), rule._replace(columns=64), rule._replace(stages=2)]
     else:
-        others = [rule._replace(rows=32, warps=4), rule._replace(stages=4)]
+        others = [rule._replace(columns=32), rule._replace(stages=4)]
     return [rule, *others]
 
 
