@@ -246,9 +246,9 @@ def difference_backward(
                 b_there = shifted(p_du + o_frame, b_du, here, k)
                 b_conv += b_there * taps[k]
                 if WEIGHTS:
-                    added += (sums[k] + b_there * b_delta,)
+                    added += (sums[k] + b_there * b_delta,)  # type: ignore[assignment]
             if WEIGHTS:
-                sums = added
+                sums = added  # type: ignore[assignment]
                 b_sum_down += b_conv
             o_before = o_frame - frame_size
             m_before = o_p < tl.where(t > 0, tokens, 0)

@@ -45,7 +45,7 @@ def taps_of(p_taps, width, o_c, m_c, TAPS: tl.constexpr, FLIP: tl.constexpr):
     taps = ()
     for k in tl.static_range(TAPS):
         row = TAPS - 1 - k if FLIP else k
-        taps += (tl.load(p_taps + row * width + o_c, mask=m_c, other=0.0)[None, :],)
+        taps += (tl.load(p_taps + row * width + o_c, mask=m_c, other=0.0)[None, :],)  # type: ignore[assignment]
     return taps
 
 
