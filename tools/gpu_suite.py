@@ -116,8 +116,11 @@ def last_line(path: Path) -> str:
     return lines[-1][:150] if lines else "no output"
 
 
-def environment_python(out: Path, wheels: Path) -> tuple[str, str]:
-    """A Python that imports m2clip from this checkout, and why there is none (then the first is empty)."""
+def environment_python(out: Path, wheels: Path, build: bool) -> tuple[str, str]:
+    """A Python that imports m2clip from this checkout, and why there is none (then the first is empty).
+
+    build: whether a step follows that compiles the extensions, which then need not be compiled here.
+    """
     if gpu_checks.imports_checkout(sys.executable):
         return sys.executable, ""
     with open(out / "environment.log", "w") as log:
@@ -125,7 +128,9 @@ def environment_python(out: Path, wheels: Path) -> tuple[str, str]:
         def call(*command: str | Path) -> bool:
             log.write(f"$ {' '.join(map(str, command))}\n")
             log.flush()
-            return subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=False).returncode == 0
+            settings = {**os.environ, **({"M2CLIP_NATIVE": "0", "M2CLIP_CUDA": "0"} if build else {})}
+            done = subprocess.run(command, cwd=ROOT, env=settings, stdout=log, stderr=subprocess.STDOUT, check=False)
+            return done.returncode == 0
 
         python = ENVIRONMENT / "bin" / "python"
         if not call(sys.executable, "-m", "venv", "--without-pip", ENVIRONMENT):
@@ -194,7 +199,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     # Programs that came with Python's packages, such as ninja, are there.
     os.environ["PATH"] = os.pathsep.join((os.environ["PATH"], str(Path(sys.executable).parent)))
-    python, reason = environment_python(args.out, args.wheels)
+    python, reason = environment_python(args.out, args.wheels, not args.no_build)
     if not python:
         pack(args.out, args.archive)
         sys.exit(f"no environment: {reason} (see {args.out / 'environment.log'})")
