@@ -52,7 +52,7 @@ lint: install
 # mypy reads the package as it is installed, so that m2clip.kernels is where its users find it.
 types: install
 	@rm -rf build/typed build/lib*
-	@M2CLIP_NATIVE=0 $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target build/typed .
+	@M2CLIP_NATIVE=0 M2CLIP_CUDA=0 $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target build/typed .
 	cd build/typed && $(abspath $(BIN))/mypy --config-file $(HERE)/mypy.ini
 
 sanitize: install
@@ -75,4 +75,4 @@ gpu:
 		$(if $(OUT),--out $(OUT)) $(if $(ARCHIVE),--archive $(ARCHIVE)) $(if $(DRY),--dry)
 
 clean:
-	rm -rf build dist *.egg-info m2clip/_native*.so m2clip/_native_missing.txt .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist *.egg-info m2clip/_native*.so m2clip/_native_missing.txt m2clip/_cuda*.so m2clip/_cuda_missing.txt .pytest_cache .mypy_cache .ruff_cache

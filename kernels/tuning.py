@@ -146,4 +146,4 @@ def too_old(index: int | None) -> bool:
 # A compiler that traces a call takes the answers as constants, which is why they are plain strings and the questions
 # hold no sizes: what torch.compiler.assume_constant_result marks, without importing the compiler, which takes a second.
 for question in (winners, too_old):
-    question._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    question._dynamo_marked_constant = True  # type: ignore[union-attr]

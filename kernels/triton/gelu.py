@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .activations import value_and_slope
+from .device import tuned
 
 
 class GELUConfig(NamedTuple):
@@ -95,12 +96,18 @@ def bias_gelu_backward_kernel(
         tl.store(p_sums + i_m.to(tl.int64) * width + o_c, tl.sum(b_sum, axis=0), mask=m_c)
 
 
+def _config_of(h: Tensor) -> GELUConfig:
+    """What was measured on the device of h, or else the static rule's tile."""
+    question = h.shape[-1], h.element_size()
+    return tuned("bias_gelu", gelu_config(*question), h.device, *question)
+
+
 def forward(h: Tensor, bias: Tensor, activation: str, config: GELUConfig | None = None) -> Tensor:
     """act(h + bias), contiguous, of h (..., C) and bias (C,)."""
     h, width = h.contiguous(), bias.shape[0]
     g = torch.empty_like(h)
     if h.numel():
-        config = config or gelu_config(width, h.element_size())
+        config = config or _config_of(h)
         rows = h.numel() // width
         programs = triton.cdiv(rows, config.rows) * triton.cdiv(width, config.columns)
         tiles = {"BLOCK_M": config.rows, "BLOCK_C": config.columns, "num_warps": config.warps}
@@ -122,7 +129,7 @@ def backward(
     dh = torch.empty_like(h) if need_h else h.new_empty(0)
     if not h.numel():
         return dh, torch.zeros_like(bias) if need_bias else bias.new_empty(0)
-    config = config or gelu_config(width, h.element_size())
+    config = config or _config_of(h)
     steps, rows = config.steps if need_bias else 1, h.numel() // width
     blocks = triton.cdiv(rows, config.rows * steps)
     sums = torch.empty(blocks if need_bias else 0, width, dtype=torch.float32, device=h.device)

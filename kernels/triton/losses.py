@@ -7,12 +7,14 @@ that is no class makes the loss and the gradients that it enters NaN: to raise a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
+from .device import Config, tuned
 from .loss_backward_kernels import loss_backward_kernel
 from .loss_kernels import ROW_PARTS, SOFT_PARTS, cross_entropy_kernel, soft_target_kernel
 
@@ -93,7 +95,7 @@ def cosine_cross_entropy(
     loss = v.new_empty((), dtype=torch.float32)
     if rows == 0:
         return loss.zero_(), [tensor.zero_() for tensor in saved]
-    config = config or loss_config(v.shape[1], columns, v.dtype)
+    config = config or _config_of("loss", loss_config, v, columns)
     row_tiles, column_tiles = triton.cdiv(rows, config.rows), max(triton.cdiv(columns, config.columns), 1)
     tiles = triton.cdiv(column_tiles * row_tiles, _PROGRAMS)
     splits = triton.cdiv(column_tiles, tiles)
@@ -149,7 +151,7 @@ def soft_target_kl(
     loss = v.new_empty((), dtype=torch.float32)
     if rows == 0:
         return loss.zero_(), [tensor.zero_() for tensor in saved]
-    config = config or loss_config(v.shape[1], rows, v.dtype)
+    config = config or _config_of("loss", loss_config, v, rows)
     row_tiles, column_tiles = triton.cdiv(rows, config.rows), triton.cdiv(rows, config.columns)
     soft_target_kernel[row_tiles * column_tiles,](
         v.contiguous(),
@@ -211,7 +213,7 @@ def _gradients(
     slope = saved[1][3 * rows + columns]
     if not need_v and not need_w:
         return outputs[0], outputs[1], gradient * slope
-    config = config or gradient_config(dim, columns, v.dtype)
+    config = config or _config_of("loss_gradient", gradient_config, v, columns)
     sides = [_Side.of(x, other, need, config) for x, other, need in ((v, w, need_v), (w, v, need_w))]
     dscale = torch.empty_like(gradient)
     written = [side.written(output) for side, output in zip(sides, outputs, strict=True)]
@@ -271,6 +273,17 @@ class _Side(NamedTuple):
         if self.splits > 1:
             return output.new_empty((self.splits, *output.shape), dtype=torch.float32)
         return output if output.is_contiguous() else output.new_empty(output.shape)
+
+
+def _config_of(kernel: str, rule: Callable[[int, int, torch.dtype], Config], v: Tensor, columns: int) -> Config:
+    """What was measured on the device of v, or else the static rule's."""
+    asked = question(v, columns)
+    return tuned(kernel, rule(*asked), v.device, *asked)
+
+
+def question(v: Tensor, columns: int) -> tuple[int, int, torch.dtype]:
+    """Arguments of the static rules for features (B, D): there is one class of few columns and one of many."""
+    return v.shape[1], MANY if columns <= MANY else MANY + 1, v.dtype
 
 
 def _is_kept(v: Tensor, w: Tensor) -> bool:

@@ -7,16 +7,30 @@ are made for a narrow or for a wide bottleneck.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from ..operands import Branches, Geometry
 from ..ted_gradients import Products, weight_gradients
+from .device import architecture, tuned
 from .mixer import Mixer
 from .one_pass import WIDEST_NARROW, forward_narrow, forward_wide
 from .projection import project, project_and_sum
 
 _NARROW = 128  # columns of h up to which tensor cores are faster than the memory
+
+
+class Plan(NamedTuple):
+    """A plan of the forward pass as a configuration, which can be measured like a tile."""
+
+    name: str
+
+
+def plan_question(branches: Branches, dtype: torch.dtype, architecture: int) -> tuple[int, torch.dtype, int]:
+    """What the best plan depends on: columns of h, dtype and GPU."""
+    return sum(part[0].shape[0] for part in branches.projections()), dtype, architecture
 
 
 def plans(branches: Branches, geometry: Geometry, dtype: torch.dtype) -> list[str]:
@@ -38,10 +52,12 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """y (B*T, L, D) and h (B*T, L, C), empty unless kept. Without residual y is the branches alone.
 
-    plan: one of `plans`, by default the first.
+    plan: one of `plans`, by default what was measured on this GPU, or else the first.
     """
     x = x.contiguous()
-    plan = plan or plans(branches, geometry, x.dtype)[0]
+    if plan is None:
+        asked = plan_question(branches, x.dtype, architecture(x.device))
+        plan = tuned("ted_adapter_plan", Plan(plans(branches, geometry, x.dtype)[0]), x.device, *asked).name
     if x.numel() == 0:
         return torch.empty_like(x), x.new_empty(branches.hidden_shape(x) if keep else 0)
     run = {"launches": forward_in_launches, "narrow": forward_narrow, "wide": forward_wide}[plan]
