@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import reference
 from .functional import IGNORE, bottleneck_adapter, cosine_cross_entropy, masked_word_loss, soft_target_kl, ted_adapter
+from .gelu_ops import bias_gelu
 from .weights import BranchWeights, TEDWeights
 
 Tensors = dict[str, Tensor]
@@ -39,6 +40,7 @@ def all_cases() -> Iterator[Case]:
     """Every case, small ones of an operation first."""
     yield from _ted_cases()
     yield from _bottleneck_cases()
+    yield from _gelu_cases()
     yield from _loss_cases()
     yield _masked_word_case(words=9, vocabulary=37, dim=13)
     yield _masked_word_case(words=60, vocabulary=1000, dim=64)
@@ -175,6 +177,24 @@ def _bottleneck_cases() -> Iterator[Case]:
                 partial(_run_bottleneck, activation, scale, residual),
                 strided,
             )
+
+
+def _gelu_inputs(shape: tuple[int, ...], strided: bool) -> Tensors:
+    generator = torch.Generator().manual_seed(0)
+    h = _random(generator, *shape) * 2
+    return {"h": _strided(h) if strided else h, "bias": _random(generator, shape[-1])}
+
+
+def _run_gelu(activation: str, tensors: Tensors, backend: str) -> Tensor:
+    return bias_gelu(*tensors.values(), activation, backend=backend)
+
+
+def _gelu_cases() -> Iterator[Case]:
+    for activation in ("quick_gelu", "gelu"):
+        for shape, strided in (((5, 7, 37), True), ((70, 64), False)):
+            name = f"{activation}, {shape}{', strided' if strided else ''}"
+            inputs, run = partial(_gelu_inputs, shape, strided), partial(_run_gelu, activation)
+            yield Case("bias_gelu", name, inputs, run, strided)
 
 
 def _feature_inputs(rows: int, columns: int, dim: int, scale: float) -> Tensors:
