@@ -99,7 +99,7 @@ def forward(
             KEEP=keep,
             **launch_options(width, dim, x.dtype, tiles),
         )
-        return project(g, up.t(), x if residual else None, (up_bias, up_bias), False, scale), h
+        return project(g, up.t(), x if residual else None, (up_bias, None), False, scale), h
     y = torch.empty_like(x)
     bottleneck_kernel[triton.cdiv(rows, config.rows),](
         x,
@@ -187,7 +187,8 @@ def backward(
             **launch_options(width, dim, x.dtype, tiles),
         )
         if need_x and need_w and residual:
-            dx, dy_sum = project_and_sum(dh, down, dy)
+            dx, dy_sums = project_and_sum(dh, down, dy)
+            dy_sum = dy_sums.sum(dim=0)
         elif need_x:
             dx = project(dh, down, dy if residual else None, None, False)
         if need_w:

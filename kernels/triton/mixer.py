@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..operands import Branches, Geometry
 from .device import tuned
-from .mixer_kernels import mixer_backward_kernel, mixer_forward_kernel
+from .mixer_kernels import mixer_backward_kernel, mixer_forward_kernel, mixer_gradients_kernel
 
 SUMS = 16  # rows of weight gradients: three taps, du and dh of TE, nine taps, du and the bias under them of TD
 
@@ -66,8 +66,8 @@ class Mixer:
 
     def __init__(self, temporal: list[Tensor], difference: list[Tensor], shared: bool, geometry: Geometry) -> None:
         self.geometry, self.shared = geometry, shared
-        self.temporal = _tap_major(temporal)
-        self.difference = _tap_major(difference)
+        self.temporal = [tensor.contiguous() for tensor in temporal]
+        self.difference = [tensor.contiguous() for tensor in difference]
         self.width = (temporal or difference)[0].shape[0]
 
     @classmethod
@@ -96,10 +96,11 @@ class Mixer:
     def backward(
         self, h: Tensor, du: Tensor, dh: Tensor, need_w: bool = True, config: MixerConfig | None = None
     ) -> list[Tensor]:
-        """Write dh; return the fp32 gradients, none unless they are needed.
+        """Write dh; return gradients in the dtypes of their weights, none unless they are needed.
 
         They are those of TE's conv_weight, conv_bias and down-projection bias, then the same of TD; a branch that is
-        off has none. du is read once and, where gradients are needed, h; shared columns are gone through twice.
+        off has none, and a down-projection that is shared has one, among TE's. du is read once and, where gradients
+        are needed, h; shared columns are gone through twice.
         """
         config = config or self._config(h, backward=True)
         blocks_c, groups = self.blocks(config.channels), triton.cdiv(h.shape[1], config.tokens * config.tiles)
@@ -125,12 +126,11 @@ class Mixer:
             num_warps=config.warps,
             enable_fp_fusion=True,
         )
-        return self._gradients(sums.sum(dim=0)) if need_w else []
+        return self._gradients(sums) if need_w else []
 
     def weights(self, h: Tensor) -> list[Tensor]:
-        """TE's taps (3, R) and bias, TD's taps (9, R), bias and down-projection bias; of a branch that is off, none."""
-        nothing = h.new_empty(0, dtype=torch.float32)
-        return [*(self.temporal or [nothing] * 2), *(self.difference or [nothing] * 3)]
+        """TE's taps and bias, TD's taps, bias and down-projection bias; of a branch that is off, what is not read."""
+        return [*(self.temporal or [h] * 2), *(self.difference or [h] * 3)]
 
     def sizes(self, h: Tensor) -> tuple[int, ...]:
         """Frames, tokens, height and width of the grid, R, C."""
@@ -154,18 +154,21 @@ class Mixer:
     def _clips(self, h: Tensor) -> int:
         return h.shape[0] // self.geometry.num_frames
 
-    def _gradients(self, total: Tensor) -> list[Tensor]:
-        gradients = []
-        if self.temporal:
-            gradients += [total[:3].t().reshape(self.width, 1, 3), total[3], total[4]]
-        if self.difference:
-            gradients += [total[5:14].t().reshape(self.width, 1, 3, 3), total[14], total[15]]
-        return gradients
-
-
-def _tap_major(tensors: list[Tensor]) -> list[Tensor]:
-    """Convolution weights as (taps, R), and the vectors beside them, all in fp32."""
-    if not tensors:
-        return []
-    weight, *rest = (tensor.float() for tensor in tensors)
-    return [weight.flatten(1).t().contiguous(), *(tensor.contiguous() for tensor in rest)]
+    def _gradients(self, sums: Tensor) -> list[Tensor]:
+        temporal = [torch.empty_like(self.temporal[i]) for i in (0, 1, 1) if self.temporal]
+        last = (0, 1) if self.shared else (0, 1, 2)
+        difference = [torch.empty_like(self.difference[i]) for i in last if self.difference]
+        columns = min(32, triton.next_power_of_2(self.width))
+        mixer_gradients_kernel[triton.cdiv(SUMS * self.width, columns),](
+            sums,
+            *(temporal or [sums] * 3),
+            *[*difference, sums, sums, sums][:3],
+            sums.shape[0],
+            self.width,
+            TEMPORAL=bool(temporal),
+            DIFFERENCE=bool(difference),
+            SHARED=self.shared,
+            BLOCK_M=64,
+            BLOCK_C=columns,
+        )
+        return temporal + difference

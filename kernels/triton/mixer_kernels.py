@@ -15,15 +15,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tiles import difference_bias, load, shifted, store, taps_of, tile
+from .tiles import column_sum, difference_bias, load, shifted, store, taps_of, tile, vector
 
 
 @triton.jit
 def mix(
     p_h,  # at the clip's first token and the branch's first column, as p_u
     p_u,
-    temporal,  # pointers: taps (3, R) and bias (R,)
-    difference,  # pointers: taps (9, R), bias (R,) and the down-projection's bias (R,)
+    temporal,  # pointers: taps (R, 3) and bias (R,), as the parameters have them
+    difference,  # pointers: taps (R, 9), bias (R,) and the down-projection's bias (R,)
     o_p,
     o_c,
     sizes,
@@ -37,13 +37,13 @@ def mix(
     frame_size = tl.cast(tokens, tl.int64) * columns
     b_zero = tl.zeros([o_p.shape[0], o_c.shape[0]], dtype=tl.float32)
     if TEMPORAL:
-        te_taps = taps_of(temporal[0], width, o_c, m_c, 3, False)
-        b_bias = tl.load(temporal[1] + o_c, mask=m_c, other=0.0)[None, :]
+        te_taps = taps_of(temporal[0], o_c, m_c, 3, False)
+        b_bias = vector(temporal[1], o_c, m_c)
         b_before = b_zero
     if DIFFERENCE:
         here = tile(o_p, o_c, tokens, width, columns, grid_height, grid_width, CLASS)
         m_patch = here[4]
-        td_taps = taps_of(difference[0], width, o_c, m_c, 9, False)
+        td_taps = taps_of(difference[0], o_c, m_c, 9, False)
         b_constant = difference_bias(difference[1], difference[2], td_taps, here)
         b_last = b_zero
     b_here = load(p_h, o_p, o_c, m_p, m_c, columns)
@@ -106,9 +106,9 @@ def mix_tile(
 def mixer_forward_kernel(
     p_h,
     p_u,
-    p_te_taps,  # (3, R) fp32
+    p_te_taps,  # (R, 3)
     p_te_bias,
-    p_td_taps,  # (9, R) fp32
+    p_td_taps,  # (R, 9)
     p_td_bias,
     p_down_bias,
     blocks_c,  # of all branches
@@ -154,7 +154,7 @@ def temporal_backward(
     frames, tokens, grid_height, grid_width, width, columns = sizes
     m_c = o_c < width
     frame_size = tl.cast(tokens, tl.int64) * columns
-    taps = taps_of(p_taps, width, o_c, m_c, 3, True)
+    taps = taps_of(p_taps, o_c, m_c, 3, True)
     b_zero = tl.zeros([BLOCK_P, o_c.shape[0]], dtype=tl.float32)
     sums = (b_zero, b_zero, b_zero, b_zero, b_zero)
     for i_p in range(first, last):
@@ -215,12 +215,12 @@ def difference_backward(
     frames, tokens, grid_height, grid_width, width, columns = sizes
     m_c = o_c < width
     frame_size = tl.cast(tokens, tl.int64) * columns
-    taps = taps_of(p_taps, width, o_c, m_c, 9, True)
+    taps = taps_of(p_taps, o_c, m_c, 9, True)
     b_zero = tl.zeros([BLOCK_P, o_c.shape[0]], dtype=tl.float32)
     sums = (b_zero, b_zero, b_zero, b_zero, b_zero, b_zero, b_zero, b_zero, b_zero)
     b_sum_du, b_sum_down = b_zero, b_zero
     if WEIGHTS:
-        b_down = tl.load(p_down_bias + o_c, mask=m_c, other=0.0)[None, :]
+        b_down = vector(p_down_bias, o_c, m_c)
     for i_p in range(first, last):
         o_p = i_p * BLOCK_P + tl.arange(0, BLOCK_P)
         here = tile(o_p, o_c, tokens, width, columns, grid_height, grid_width, CLASS)
@@ -276,8 +276,8 @@ def mixer_backward_kernel(
     p_h,
     p_du,
     p_dh,
-    p_te_taps,  # (3, R) fp32
-    p_td_taps,  # (9, R) fp32
+    p_te_taps,  # (R, 3)
+    p_td_taps,  # (R, 9)
     p_down_bias,
     p_sums,  # (groups of tiles over all clips, 16, R) fp32
     blocks_c,  # of all branches
@@ -352,3 +352,38 @@ def mixer_backward_kernel(
                 CLASS,
                 BLOCK_P,
             )
+
+
+@triton.jit(do_not_specialize=["rows"])
+def mixer_gradients_kernel(
+    p_sums,  # (rows, 16, R) fp32
+    p_te_taps,  # (R, 3), and so on: gradients as the parameters have them
+    p_te_bias,
+    p_te_down,
+    p_td_taps,  # (R, 9)
+    p_td_bias,
+    p_td_down,
+    rows,
+    width,
+    TEMPORAL: tl.constexpr,
+    DIFFERENCE: tl.constexpr,
+    SHARED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Sum the partial sums of a backward pass; what they are sums of is said where they are written."""
+    o_c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    i_sum, o_r = o_c // width, o_c % width
+    m_c = (i_sum < (16 if DIFFERENCE else 5)) & (i_sum >= (0 if TEMPORAL else 5))
+    b_sum = column_sum(p_sums, rows, 16 * width, o_c, m_c, BLOCK_M)
+    if TEMPORAL:
+        if SHARED and DIFFERENCE:  # one down-projection for both
+            b_sum += column_sum(p_sums + 11 * width, rows, 16 * width, o_c, m_c & (i_sum == 4), BLOCK_M)
+        tl.store(p_te_taps + o_r * 3 + i_sum, b_sum, mask=m_c & (i_sum < 3))
+        tl.store(p_te_bias + o_r, b_sum, mask=m_c & (i_sum == 3))
+        tl.store(p_te_down + o_r, b_sum, mask=m_c & (i_sum == 4))
+    if DIFFERENCE:
+        tl.store(p_td_taps + o_r * 9 + (i_sum - 5), b_sum, mask=m_c & (i_sum >= 5) & (i_sum < 14))
+        tl.store(p_td_bias + o_r, b_sum, mask=m_c & (i_sum == 14))
+        if not SHARED:
+            tl.store(p_td_down + o_r, b_sum, mask=m_c & (i_sum == 15))

@@ -13,6 +13,7 @@ from ..operands import Branches, Geometry
 from .device import architecture, precision, shared_memory, tuned
 from .mixer import Mixer
 from .one_pass_kernels import one_pass_narrow_kernel, one_pass_wide_kernel
+from .ted_weights import Joined, up_biases
 
 WIDEST_NARROW = 256  # columns of h, which one tile of the narrow plan holds
 _PROGRAMS = 2  # on a multiprocessor at a time
@@ -84,7 +85,8 @@ def forward_narrow(
     Reads x twice, the second time from the cache as long as it holds the clips between the stages; writes h and y, and
     reads h from the cache.
     """
-    h, y, mixer = x.new_empty(branches.hidden_shape(x)), torch.empty_like(x), Mixer.of(branches, geometry)
+    h, y = x.new_empty(branches.hidden_shape(x)), torch.empty_like(x)
+    mixer, joined = Mixer.of(branches, geometry), Joined.of(branches)
     frames, tokens, dim = x.shape
     columns = h.shape[2]
     if config is None:
@@ -94,11 +96,12 @@ def forward_narrow(
     ahead = _ahead(step, x.device)
     one_pass_narrow_kernel[(clips + ahead) * step,](
         x,
-        *_down(branches, h),
+        joined.down,
+        h if joined.down_bias is None else joined.down_bias,
         h,
         *mixer.weights(h),
-        branches.up_weight().contiguous(),
-        *branches.up_biases(),
+        joined.up,
+        *(h if bias is None else bias for bias in up_biases(branches)),
         y,
         torch.zeros(1 + clips, dtype=torch.int32, device=x.device),
         clips,
@@ -127,7 +130,8 @@ def forward_wide(
     Moves the bytes of three launches, h and u whole, of which the cache serves those that a stage reads again: x, h and
     u of the clips between the stages.
     """
-    h, y, mixer = x.new_empty(branches.hidden_shape(x)), torch.empty_like(x), Mixer.of(branches, geometry)
+    h, y = x.new_empty(branches.hidden_shape(x)), torch.empty_like(x)
+    mixer, joined = Mixer.of(branches, geometry), Joined.of(branches)
     frames, tokens, dim = x.shape
     columns = h.shape[2]
     if config is None:
@@ -140,12 +144,13 @@ def forward_wide(
     ahead = _ahead(step, x.device)
     one_pass_wide_kernel[(clips + 2 * ahead) * step,](
         x,
-        *_down(branches, h),
+        joined.down,
+        h if joined.down_bias is None else joined.down_bias,
         h,
         *mixer.weights(h),
         torch.empty_like(h),
-        branches.up_weight().contiguous(),
-        *branches.up_biases(),
+        joined.up,
+        *(h if bias is None else bias for bias in up_biases(branches)),
         y,
         torch.zeros(1 + 2 * clips, dtype=torch.int32, device=x.device),
         clips,
@@ -167,14 +172,8 @@ def forward_wide(
     return y, h
 
 
-def _down(branches: Branches, h: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the down-projection; memory that is not read where it has no bias."""
-    bias = branches.down_bias()
-    return branches.down_weight().contiguous(), h if bias is None else bias
-
-
 def _switches(mixer: Mixer, branches: Branches, x: Tensor, residual: bool) -> dict[str, Any]:
-    switches = mixer.switches() | {"RESIDUAL": residual, "BIAS": branches.down_bias() is not None}
+    switches = mixer.switches() | {"RESIDUAL": residual, "BIAS": bool(branches.temporal)}
     return switches | {"PRECISION": precision(x.dtype), "enable_fp_fusion": True}
 
 

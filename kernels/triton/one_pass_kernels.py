@@ -14,7 +14,7 @@ import triton.language as tl
 
 from .mixer_kernels import mix_tile
 from .projection import finish_projection, product
-from .tiles import load, neighbour
+from .tiles import load, neighbour, tap, vector
 
 
 @triton.jit
@@ -69,7 +69,7 @@ def down_tile(
         BLOCK_K,
     )
     finish_projection(
-        b_h, i_n * BLOCK_N, i_m, p_h, p_bias, p_bias, p_h, p_h, rows, columns, 1, 1.0, False, BIAS, False, False
+        b_h, i_n * BLOCK_N, i_m, p_h, p_bias, p_bias, p_h, p_h, rows, columns, 1, 1.0, False, BIAS, False, False, False
     )
 
 
@@ -96,17 +96,17 @@ def mixed_rows(
     b_u = tl.zeros([BLOCK_M, o_c.shape[0]], dtype=tl.float32)
     # Loops at run time: a tile is large, and only one of its neighbours has room in the registers.
     if TEMPORAL:
-        b_u += tl.load(temporal[1] + o_c, mask=m_c, other=0.0)[None, :]
+        b_u += vector(temporal[1], o_c, m_c)
         for k in range(3):
             m_there = m_m & (o_t + k > 0) & (o_t + k <= frames)
             b_there = load(p_tile + (k - 1) * frame_size, o_m, o_c, m_there, m_c, columns)
-            b_u += b_there.to(tl.float32) * tl.load(temporal[0] + k * width + o_c, mask=m_c, other=0.0)[None, :]
+            b_u += b_there.to(tl.float32) * tap(temporal[0], k, o_c, m_c, 3)
     if DIFFERENCE:
         m_patch = m_m & (o_p >= CLASS)
         o_y, o_x = (o_p - CLASS) // grid_width, (o_p - CLASS) % grid_width
-        b_down = tl.load(difference[2] + o_c, mask=m_c, other=0.0)[None, :]
+        b_down = vector(difference[2], o_c, m_c)
         b_change = tl.zeros([BLOCK_M, o_c.shape[0]], dtype=tl.float32)
-        b_change += tl.load(difference[1] + o_c, mask=m_c, other=0.0)[None, :]
+        b_change += vector(difference[1], o_c, m_c)
         for k in range(9):
             m_there = neighbour(o_y, o_x, m_patch, grid_height, grid_width, k // 3 - 1, k % 3 - 1)
             m_both = m_there & (o_t > 0)
@@ -114,7 +114,7 @@ def mixed_rows(
             b_there = load(p_there, o_m, o_c, m_both, m_c, columns).to(tl.float32)
             b_before = load(p_there - frame_size, o_m, o_c, m_both, m_c, columns).to(tl.float32)
             b_there = tl.where(m_there[:, None], b_there - b_before + b_down, 0.0)
-            b_change += b_there * tl.load(difference[0] + k * width + o_c, mask=m_c, other=0.0)[None, :]
+            b_change += b_there * tap(difference[0], k, o_c, m_c, 9)
         b_u += tl.where(m_patch[:, None], b_change, 0.0)
     return b_u
 
@@ -125,14 +125,14 @@ def one_pass_narrow_kernel(
     p_down,  # (C, D)
     p_bias,  # (C,)
     p_h,
-    p_te_taps,  # (3, R) fp32
+    p_te_taps,  # (R, 3)
     p_te_bias,
-    p_td_taps,  # (9, R) fp32
+    p_td_taps,  # (R, 9)
     p_td_bias,
     p_down_bias,
     p_up,  # (D, C)
-    p_class_bias,  # (D,) fp32
-    p_patch_bias,
+    p_up_bias,  # (D,), TE's, in every row
+    p_patch_bias,  # TD's, in patch rows
     p_y,
     p_counts,  # int32 zeros: tickets, then tiles of the down-projection by clip
     clips,
@@ -216,7 +216,7 @@ def one_pass_narrow_kernel(
                 n,
                 i_m,
                 p_x + o_clip * dim,
-                p_class_bias,
+                p_up_bias,
                 p_patch_bias,
                 p_y + o_clip * dim,
                 p_y,
@@ -225,7 +225,8 @@ def one_pass_narrow_kernel(
                 tokens,
                 1.0,
                 RESIDUAL,
-                True,
+                TEMPORAL,
+                DIFFERENCE and not SHARED,
                 CLASS > 0,
                 False,
             )
@@ -237,15 +238,15 @@ def one_pass_wide_kernel(
     p_down,  # (C, D)
     p_bias,  # (C,)
     p_h,
-    p_te_taps,  # (3, R) fp32
+    p_te_taps,  # (R, 3)
     p_te_bias,
-    p_td_taps,  # (9, R) fp32
+    p_td_taps,  # (R, 9)
     p_td_bias,
     p_down_bias,
     p_u,
     p_up,  # (D, C)
-    p_class_bias,  # (D,) fp32
-    p_patch_bias,
+    p_up_bias,  # (D,), TE's, in every row
+    p_patch_bias,  # TD's, in patch rows
     p_y,
     p_counts,  # int32 zeros: tickets, then by clip the tiles of the down-projection, then by clip those of the mixer
     clips,
@@ -352,7 +353,7 @@ def one_pass_wide_kernel(
                 i_n * BLOCK_N,
                 i_m,
                 p_x + o_clip * dim,
-                p_class_bias,
+                p_up_bias,
                 p_patch_bias,
                 p_y + o_clip * dim,
                 p_y,
@@ -361,7 +362,8 @@ def one_pass_wide_kernel(
                 tokens,
                 1.0,
                 RESIDUAL,
-                True,
+                TEMPORAL,
+                DIFFERENCE and not SHARED,
                 CLASS > 0,
                 False,
             )

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from .device import architecture, precision, shared_memory, tuned
 
+Biases = tuple[Tensor | None, Tensor | None]  # of every row, and of patch rows besides
+
 
 class ProjectionConfig(NamedTuple):
     """Tile of a program, tiles of rows that share their weights in the cache, pipeline stages, warps."""
@@ -154,7 +156,7 @@ def finish_projection(
     column,
     i_m,
     p_residual,
-    p_class_bias,
+    p_bias,
     p_patch_bias,
     p_out,
     p_sums,
@@ -164,6 +166,7 @@ def finish_projection(
     scale,
     RESIDUAL: tl.constexpr,
     BIAS: tl.constexpr,
+    PATCH_BIAS: tl.constexpr,
     CLASS: tl.constexpr,
     SUMS: tl.constexpr,
 ):
@@ -176,7 +179,7 @@ def finish_projection(
             column,
             i_m,
             p_residual,
-            p_class_bias,
+            p_bias,
             p_patch_bias,
             p_out,
             p_sums,
@@ -186,6 +189,7 @@ def finish_projection(
             scale,
             RESIDUAL,
             BIAS,
+            PATCH_BIAS,
             CLASS,
             SUMS,
         )
@@ -194,7 +198,7 @@ def finish_projection(
             column + BLOCK_N // 2,
             i_m,
             p_residual,
-            p_class_bias,
+            p_bias,
             p_patch_bias,
             p_out,
             p_sums,
@@ -204,18 +208,20 @@ def finish_projection(
             scale,
             RESIDUAL,
             BIAS,
+            PATCH_BIAS,
             CLASS,
             SUMS,
         )
     else:
         o_first, o_tile, m_tile, o_n = place(i_m, column, rows, columns, BLOCK_M, BLOCK_N)
         if BIAS:
-            b_bias = tl.load(p_patch_bias + o_n, mask=o_n < columns, other=0.0).to(tl.float32)[None, :]
+            b_sum += tl.load(p_bias + o_n, mask=o_n < columns, other=0.0).to(tl.float32)[None, :]
+        if PATCH_BIAS:
+            b_patch = tl.load(p_patch_bias + o_n, mask=o_n < columns, other=0.0).to(tl.float32)[None, :]
             if CLASS:
-                b_class = tl.load(p_class_bias + o_n, mask=o_n < columns, other=0.0).to(tl.float32)[None, :]
                 o_m = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
-                b_bias = tl.where((o_m % tokens == 0)[:, None], b_class, b_bias)
-            b_sum += b_bias
+                b_patch = tl.where((o_m % tokens == 0)[:, None], 0.0, b_patch)
+            b_sum += b_patch
         b_sum *= scale
         if RESIDUAL:
             b_residual = tl.load(p_residual + o_first + o_tile, mask=m_tile, other=0.0).to(tl.float32)
@@ -230,7 +236,7 @@ def projection_kernel(
     p_a,  # (M, K), contiguous
     p_b,  # (K, N), any strides
     p_residual,  # (M, N), contiguous
-    p_class_bias,  # (N,)
+    p_bias,  # (N,)
     p_patch_bias,
     p_out,
     p_sums,  # (blocks of rows, N) fp32
@@ -242,8 +248,9 @@ def projection_kernel(
     stride_bn,
     scale,
     RESIDUAL: tl.constexpr,
-    BIAS: tl.constexpr,
-    CLASS: tl.constexpr,  # every tokens-th row takes the class bias
+    BIAS: tl.constexpr,  # in every row
+    PATCH_BIAS: tl.constexpr,  # in every row or, with CLASS, not in every tokens-th
+    CLASS: tl.constexpr,
     SUMS: tl.constexpr,  # of the residual
     PRECISION: tl.constexpr,
     EVEN_N: tl.constexpr,
@@ -276,7 +283,7 @@ def projection_kernel(
         i_n * BLOCK_N,
         i_m,
         p_residual,
-        p_class_bias,
+        p_bias,
         p_patch_bias,
         p_out,
         p_sums,
@@ -286,6 +293,7 @@ def projection_kernel(
         scale,
         RESIDUAL,
         BIAS,
+        PATCH_BIAS,
         CLASS,
         SUMS,
     )
@@ -295,7 +303,7 @@ def project(
     a: Tensor,
     b: Tensor,
     residual: Tensor | None,
-    biases: tuple[Tensor, Tensor] | None,
+    biases: Biases | None,
     class_token: bool,
     scale: float = 1.0,
     config: ProjectionConfig | None = None,
@@ -305,8 +313,8 @@ def project(
     Args:
         a: (..., L, K), contiguous. b: (K, N), any strides.
         residual: (..., L, N), contiguous, or None.
-        biases: (N,) of the class token's rows and of all others, of any floating-point dtype, or None.
-        class_token: whether token 0 of each L takes the first of the biases.
+        biases: (N,) of every row and (N,) of patch rows besides, of any floating-point dtype; either may be None.
+        class_token: whether token 0 of each L is no patch.
         scale: factor of all but the residual.
         config: tile; by default what was measured on this GPU, or else the static rule's.
 
@@ -319,41 +327,38 @@ def project(
 def project_and_sum(
     a: Tensor, b: Tensor, residual: Tensor, config: ProjectionConfig | None = None
 ) -> tuple[Tensor, Tensor]:
-    """a @ b + residual as in `project`, and the sum of the residual over all rows, (N,) fp32."""
-    out, sums = _launch(a, b, residual, None, False, 1.0, config, sums=True)
-    return out, sums.sum(dim=0)
+    """a @ b + residual as in `project`, and the sums of the residual over blocks of rows, (blocks, N) fp32."""
+    return _launch(a, b, residual, None, False, 1.0, config, sums=True)
 
 
 def linear(a: Tensor, weight: Tensor, bias: Tensor, config: ProjectionConfig | None = None) -> Tensor:
     """a Wᵀ + b, which torch.addmm does as well: a (..., K), weight (N, K), bias (N,)."""
-    return project(a, weight.t(), None, (bias, bias), False, 1.0, config)
+    return project(a, weight.t(), None, (bias, None), False, 1.0, config)
 
 
 def _launch(
     a: Tensor,
     b: Tensor,
     residual: Tensor | None,
-    biases: tuple[Tensor, Tensor] | None,
+    biases: Biases | None,
     class_token: bool,
     scale: float,
     config: ProjectionConfig | None,
     sums: bool,
 ) -> tuple[Tensor, Tensor]:
     depth, columns = b.shape
-    out = a.new_empty(*a.shape[:-1], columns)
-    rows = out.numel() // columns
-    config = config or config_of(columns, depth, a)
+    out, rows = a.new_empty(*a.shape[:-1], columns), a.shape[:-1].numel()
+    config, (bias, patch_bias) = config or config_of(columns, depth, a), biases or (None, None)
     blocks = triton.cdiv(rows, config.rows)
     partial = torch.empty(blocks if sums else 0, columns, dtype=torch.float32, device=a.device)
     if rows == 0:
         return out, partial
-    class_bias, patch_bias = biases or (out, out)
     projection_kernel[blocks * triton.cdiv(columns, config.columns),](
         a,
         b,
         out if residual is None else residual,
-        class_bias,
-        patch_bias,
+        out if bias is None else bias,
+        out if patch_bias is None else patch_bias,
         out,
         partial,
         rows,
@@ -364,7 +369,8 @@ def _launch(
         b.stride(1),
         scale,
         RESIDUAL=residual is not None,
-        BIAS=biases is not None,
+        BIAS=bias is not None,
+        PATCH_BIAS=patch_bias is not None,
         CLASS=class_token,
         SUMS=sums,
         **launch_options(columns, depth, a.dtype, config),

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from ..operands import Branches, Geometry
-from ..ted_gradients import Products, weight_gradients
+from ..ted_gradients import in_layout_of
 from .device import architecture, tuned
 from .mixer import Mixer
 from .one_pass import WIDEST_NARROW, forward_narrow, forward_wide
 from .projection import project, project_and_sum
+from .ted_weights import Joined, split, up_bias_gradients, up_biases
 
 _NARROW = 128  # columns of h up to which tensor cores are faster than the memory
 
@@ -67,11 +68,11 @@ def forward(
 
 def forward_in_launches(x: Tensor, branches: Branches, geometry: Geometry, residual: bool) -> tuple[Tensor, Tensor]:
     """y and h of contiguous x, a launch for each step."""
-    down, bias = branches.down_weight(), branches.down_bias()
+    down, bias, up = Joined.of(branches)
     h = (_rows(x) @ down.t() if bias is None else torch.addmm(bias, _rows(x), down.t())).view(branches.hidden_shape(x))
     u = torch.empty_like(h)
     Mixer.of(branches, geometry).forward(h, u)
-    y = project(u, branches.up_weight().t(), x if residual else None, branches.up_biases(), geometry.class_token)
+    y = project(u, up.t(), x if residual else None, up_biases(branches), geometry.class_token)
     return y, h
 
 
@@ -84,24 +85,41 @@ def backward(
     if x.numel() == 0:
         gradients = [torch.zeros_like(tensor) for part in branches for tensor in part] if need_w else []
         return torch.empty_like(x) if need_x else dx, gradients
-    mixer = Mixer.of(branches, geometry)
-    du = (_rows(dy) @ branches.up_weight()).view_as(h)
+    mixer, joined = Mixer.of(branches, geometry), Joined.of(branches)
+    du = (_rows(dy) @ joined.up).view_as(h)
     dh = torch.empty_like(h)
     small = mixer.backward(h, du, dh, need_w)
-    total = None
+    sums = None
     if need_x and need_w and residual:
-        dx, total = project_and_sum(dh, branches.down_weight(), dy)
+        dx, sums = project_and_sum(dh, joined.down, dy)
     elif need_x:
-        dx = project(dh, branches.down_weight(), dy if residual else None, None, geometry.class_token)
+        dx = project(dh, joined.down, dy if residual else None, None, geometry.class_token)
     if not need_w:
         return dx, []
     u = du  # in its memory, which has served
     mixer.forward(h, u)
-    if total is None:
-        total = dy.sum(dim=(0, 1), dtype=torch.float32)
-    class_sum = dy[:, 0].sum(dim=0, dtype=torch.float32) if geometry.class_token else torch.zeros_like(total)
-    products = Products(_rows(dh).t() @ _rows(x), _rows(dy).t() @ _rows(u), class_sum, total - class_sum, small)
-    return dx, weight_gradients(branches, products)
+    if sums is None:
+        sums = dy.sum(dim=(0, 1), dtype=torch.float32)[None]
+    downs, ups = split(_rows(dh).t() @ _rows(x), _rows(dy).t() @ _rows(u), branches)
+    biases = up_bias_gradients(sums, dy, branches, geometry.class_token)
+    return dx, _in_order(branches, downs, ups, biases, small)
+
+
+def _in_order(
+    branches: Branches, downs: list[Tensor], ups: list[Tensor], biases: list[Tensor], small: list[Tensor]
+) -> list[Tensor]:
+    """Gradients in the order of `branches` and in its layout, of each projection's weights and what the mixer gives."""
+    gradients: list[Tensor] = []
+    if branches.temporal:
+        conv_weight, conv_bias, down_bias = small[:3]
+        gradients += [downs[0], down_bias, conv_weight, conv_bias, ups[0], biases[0]]
+    if branches.shared:
+        gradients += small[3:]
+    elif branches.difference:
+        conv_weight, conv_bias, down_bias = small[-3:]
+        gradients += [downs[-1], down_bias, conv_weight, conv_bias, ups[-1], biases[-1]]
+    tensors = [tensor for part in branches for tensor in part]
+    return [in_layout_of(tensor, gradient) for tensor, gradient in zip(tensors, gradients, strict=True)]
 
 
 def _rows(x: Tensor) -> Tensor:

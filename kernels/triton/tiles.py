@@ -40,12 +40,23 @@ def store(p_frame, o_p, o_c, m_p, m_c, columns, b_value):
 
 
 @triton.jit
-def taps_of(p_taps, width, o_c, m_c, TAPS: tl.constexpr, FLIP: tl.constexpr):
-    """A tuple of [1, BLOCK_C] taps of a convolution, in registers; with FLIP those of its transpose."""
+def vector(p_vector, o_c, m_c):
+    """[1, BLOCK_C] fp32 values of a vector (R,) of any dtype."""
+    return tl.load(p_vector + o_c, mask=m_c, other=0.0).to(tl.float32)[None, :]
+
+
+@triton.jit
+def tap(p_taps, k, o_c, m_c, TAPS: tl.constexpr):
+    """[1, BLOCK_C] fp32: tap k of a convolution whose weight (R, TAPS) has any dtype."""
+    return tl.load(p_taps + o_c * TAPS + k, mask=m_c, other=0.0).to(tl.float32)[None, :]
+
+
+@triton.jit
+def taps_of(p_taps, o_c, m_c, TAPS: tl.constexpr, FLIP: tl.constexpr):
+    """A tuple of [1, BLOCK_C] fp32 taps of a convolution (R, TAPS), in registers; with FLIP of its transpose."""
     taps = ()
     for k in tl.static_range(TAPS):
-        row = TAPS - 1 - k if FLIP else k
-        taps += (tl.load(p_taps + row * width + o_c, mask=m_c, other=0.0)[None, :],)  # type: ignore[assignment]
+        taps += (tap(p_taps, TAPS - 1 - k if FLIP else k, o_c, m_c, TAPS),)  # type: ignore[assignment]
     return taps
 
 
@@ -69,9 +80,20 @@ def shifted(p_frame, b_here, tile, K: tl.constexpr):
 def difference_bias(p_bias, p_down, taps, tile):
     """[BLOCK_P, BLOCK_C]: the convolution of the down-projection's bias, which the border cuts, plus its own bias."""
     o_p, o_y, o_x, o_c, m_patch, m_c, columns, grid_height, grid_width = tile
-    b_down = tl.load(p_down + o_c, mask=m_c, other=0.0)[None, :]
-    b_sum = tl.zeros([o_p.shape[0], o_c.shape[0]], tl.float32) + tl.load(p_bias + o_c, mask=m_c, other=0.0)[None, :]
+    b_down = vector(p_down, o_c, m_c)
+    b_sum = tl.zeros([o_p.shape[0], o_c.shape[0]], tl.float32) + vector(p_bias, o_c, m_c)
     for k in tl.static_range(9):
         m_there = neighbour(o_y, o_x, m_patch, grid_height, grid_width, k // 3 - 1, k % 3 - 1)
         b_sum += tl.where(m_there[:, None], taps[k] * b_down, 0.0)
     return b_sum
+
+
+@triton.jit
+def column_sum(p_rows, rows, stride, o_c, m_c, BLOCK_M: tl.constexpr):
+    """[BLOCK_C] fp32: sums over rows that are `stride` values apart, always in the same order."""
+    b_sum = tl.zeros([BLOCK_M, o_c.shape[0]], dtype=tl.float32)
+    for first in range(0, rows, BLOCK_M):
+        o_m = first + tl.arange(0, BLOCK_M)
+        pointers = p_rows + o_m[:, None].to(tl.int64) * stride + o_c[None, :]
+        b_sum += tl.load(pointers, mask=(o_m < rows)[:, None] & m_c[None, :], other=0.0).to(tl.float32)
+    return tl.sum(b_sum, axis=0)

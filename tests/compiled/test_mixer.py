@@ -13,9 +13,9 @@ from m2clip.kernels.triton.mixer import MixerConfig, mixer_candidates, mixer_con
 from m2clip.kernels.triton.mixer_kernels import mixer_backward_kernel, mixer_forward_kernel
 from tests.compiled.compiling import SHARED_MEMORY, TYPES, compiled, fits, spilled
 
-VALUES = ("p_h", "p_u", "p_du", "p_dh")
-FLOATS = ("p_te_taps", "p_te_bias", "p_td_taps", "p_td_bias", "p_down_bias", "p_sums")
-ALIGNED = (*VALUES, *FLOATS, "width", "columns")
+WEIGHTS = ("p_te_taps", "p_te_bias", "p_td_taps", "p_td_bias", "p_down_bias")
+VALUES = ("p_h", "p_u", "p_du", "p_dh", *WEIGHTS)
+ALIGNED = (*VALUES, "p_sums", "width", "columns")
 BOTH = {"TEMPORAL": True, "DIFFERENCE": True, "SHARED": False, "CLASS": 1}
 
 
@@ -27,7 +27,7 @@ def kernel(
     switches: dict[str, Any],
     aligned: Collection[str] = ALIGNED,
 ) -> Any:
-    types = dict.fromkeys(VALUES, f"*{TYPES[dtype]}") | dict.fromkeys(FLOATS, "*fp32")
+    types = dict.fromkeys(VALUES, f"*{TYPES[dtype]}") | {"p_sums": "*fp32"}
     constants = switches | {"BLOCK_P": config.tokens, "BLOCK_C": config.channels}
     if backward:
         constants |= {"WEIGHTS": True, "TILES": config.tiles}

@@ -18,8 +18,8 @@ from m2clip.kernels.triton.one_pass import (
 from m2clip.kernels.triton.one_pass_kernels import one_pass_narrow_kernel, one_pass_wide_kernel
 from tests.compiled.compiling import SHARED_MEMORY, TYPES, compiled, fits, spilled
 
-VALUES = ("p_x", "p_down", "p_bias", "p_h", "p_u", "p_up", "p_y")
-FLOATS = ("p_te_taps", "p_te_bias", "p_td_taps", "p_td_bias", "p_down_bias", "p_class_bias", "p_patch_bias")
+WEIGHTS = ("p_te_taps", "p_te_bias", "p_td_taps", "p_td_bias", "p_down_bias", "p_up_bias", "p_patch_bias")
+VALUES = ("p_x", "p_down", "p_bias", "p_h", "p_u", "p_up", "p_y", *WEIGHTS)
 SWITCHES = {
     "TEMPORAL": True,
     "DIFFERENCE": True,
@@ -36,9 +36,9 @@ TARGETS = [*((architecture, torch.bfloat16) for architecture in SHARED_MEMORY), 
 def compile_tile(
     kernel: Any, config: Any, shared: bool, blocks: dict[str, int], architecture: int, dtype: torch.dtype
 ) -> Any:
-    types = dict.fromkeys(VALUES, f"*{TYPES[dtype]}") | dict.fromkeys(FLOATS, "*fp32") | {"p_counts": "*i32"}
+    types = dict.fromkeys(VALUES, f"*{TYPES[dtype]}") | {"p_counts": "*i32"}
     tiles = {"BLOCK_M": config.rows, "BLOCK_N": config.columns, "BLOCK_K": config.depth, **blocks}
-    aligned = [*VALUES, *FLOATS, "width", "columns", "dim"]
+    aligned = [*VALUES, "width", "columns", "dim"]
     options = {"num_warps": config.warps, "num_stages": config.stages}
     return compiled(kernel, architecture, types, SWITCHES | {"SHARED": shared} | tiles, aligned, **options)
 

@@ -13,9 +13,10 @@ from m2clip.kernels.triton import projection
 from m2clip.kernels.triton.projection import ProjectionConfig, projection_candidates, projection_config
 from tests.compiled.compiling import SHARED_MEMORY, TYPES, compiled, fits, spilled
 
-UP = {"RESIDUAL": True, "BIAS": True, "CLASS": True, "SUMS": False, "stride_bk": 1}  # b is a transposed weight
-BACK = {"RESIDUAL": True, "BIAS": False, "CLASS": False, "SUMS": True, "stride_bn": 1}
-DOWN = {"RESIDUAL": False, "BIAS": True, "CLASS": False, "SUMS": False, "stride_bk": 1}
+# b is a transposed weight
+UP = {"RESIDUAL": True, "BIAS": True, "PATCH_BIAS": True, "CLASS": True, "SUMS": False, "stride_bk": 1}
+BACK = {"RESIDUAL": True, "BIAS": False, "PATCH_BIAS": False, "CLASS": False, "SUMS": True, "stride_bn": 1}
+DOWN = {"RESIDUAL": False, "BIAS": True, "PATCH_BIAS": False, "CLASS": False, "SUMS": False, "stride_bk": 1}
 
 
 def project(
@@ -27,7 +28,7 @@ def project(
     config: ProjectionConfig | None = None,
 ) -> Any:
     config = config or projection_config(columns, depth, dtype, architecture)
-    tensors = ("p_a", "p_b", "p_residual", "p_class_bias", "p_patch_bias", "p_out")
+    tensors = ("p_a", "p_b", "p_residual", "p_bias", "p_patch_bias", "p_out")
     types = dict.fromkeys(tensors, f"*{TYPES[dtype]}") | {"p_sums": "*fp32", "scale": "fp32"}
     options = projection.launch_options(columns, depth, dtype, config)
     launch = {name: options.pop(name) for name in ("num_stages", "num_warps")}

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from m2clip.kernels.triton.device import precision
 from m2clip.kernels.triton.projection import (
+    Biases,
     ProjectionConfig,
     linear,
     project,
@@ -30,12 +31,15 @@ def values(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def by_torch(a: Tensor, b: Tensor, residual: Tensor | None, biases: tuple[Tensor, Tensor] | None, *options) -> Tensor:
+def by_torch(a: Tensor, b: Tensor, residual: Tensor | None, biases: Biases | None, *options) -> Tensor:
     class_token, scale = options
     out = a @ b
-    if biases is not None:
-        first = torch.arange(a.shape[-2])[:, None] == 0
-        out = out + (torch.where(first, *biases) if class_token else biases[1])
+    bias, patch_bias = biases or (None, None)
+    if bias is not None:
+        out = out + bias
+    if patch_bias is not None:
+        patches = torch.arange(a.shape[-2])[:, None] >= class_token
+        out = out + torch.where(patches, patch_bias, 0)
     return out * scale + (0 if residual is None else residual)
 
 
@@ -43,17 +47,23 @@ def by_torch(a: Tensor, b: Tensor, residual: Tensor | None, biases: tuple[Tensor
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize(
-    ("residual", "bias", "class_token", "scale"),
-    [(True, True, True, 1.0), (True, True, False, 0.3), (False, True, True, 1.0), (True, False, False, 1.0)],
+    ("residual", "biases", "class_token", "scale"),
+    [
+        (True, (0, 1), True, 1.0),
+        (True, (0, 1), False, 0.3),
+        (False, (None, 1), True, 1.0),
+        (True, (0, None), True, 1.0),
+        (True, None, False, 1.0),
+    ],
 )
-def test_project_is_as_exact_as_torch(shape, columns, dtype, transposed, residual, bias, class_token, scale):
+def test_project_is_as_exact_as_torch(shape, columns, dtype, transposed, residual, biases, class_token, scale):
     a, b, rest = values(*shape), values(shape[-1], columns, seed=1), values(*shape[:-1], columns, seed=2)
     if transposed:
         b = b.t().contiguous().t()
-    biases = tuple(values(2, columns, seed=3))
+    own = values(2, columns, seed=3)
 
     def run(dtype: torch.dtype, how) -> Tensor:
-        chosen = tuple(bias.to(dtype) for bias in biases) if bias else None
+        chosen = biases and tuple(None if i is None else own[i].to(dtype) for i in biases)
         return how(a.to(dtype), b.to(dtype), rest.to(dtype) if residual else None, chosen, class_token, scale)
 
     assert_as_exact([run(torch.float64, by_torch)], [run(dtype, by_torch)], [run(dtype, project)])
@@ -62,23 +72,24 @@ def test_project_is_as_exact_as_torch(shape, columns, dtype, transposed, residua
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_sums_of_the_residual_are_those_of_all_rows(dtype):
     a, b, residual = (values(*shape, seed=i).to(dtype) for i, shape in enumerate(((2, 70, 20), (20, 50), (2, 70, 50))))
-    out, total = project_and_sum(a, b, residual)
+    out, sums = project_and_sum(a, b, residual)
+    total = sums.sum(dim=0)
     assert torch.equal(out, project(a, b, residual, None, False))
-    assert total.dtype == torch.float32
+    assert sums.dtype == torch.float32 and len(sums) > 1
     exact = residual.double().sum(dim=(0, 1))
     torch.testing.assert_close(total.double(), exact, rtol=0, atol=1e-6 * residual.abs().sum(dim=(0, 1)).max().item())
-    out, total = project_and_sum(a[:0], b, residual[:0])
-    assert out.shape == (0, 70, 50) and torch.equal(total, torch.zeros(50))
+    out, sums = project_and_sum(a[:0], b, residual[:0])
+    assert out.shape == (0, 70, 50) and sums.shape == (0, 50)
 
 
 @pytest.mark.parametrize("config", EVERY_CONFIG, ids=str)
 def test_every_configuration_gives_the_same(config: ProjectionConfig):
     a, b, residual = values(140, 40).float(), values(40, 150, seed=1).float(), values(140, 150, seed=2).float()
     bias = values(150, seed=3).float()
-    expected = by_torch(a, b, residual, (bias, bias), False, 0.5)
-    torch.testing.assert_close(project(a, b, residual, (bias, bias), False, 0.5, config), expected)
-    out, total = project_and_sum(a, b, residual, config)
-    torch.testing.assert_close((out, total), (a @ b + residual, residual.sum(dim=0)))
+    expected = by_torch(a, b, residual, (bias, None), False, 0.5)
+    torch.testing.assert_close(project(a, b, residual, (bias, None), False, 0.5, config), expected)
+    out, sums = project_and_sum(a, b, residual, config)
+    torch.testing.assert_close((out, sums.sum(dim=0)), (a @ b + residual, residual.sum(dim=0)))
     torch.testing.assert_close(linear(a, b.t(), bias, config), a @ b + bias)
 
 

@@ -10,6 +10,7 @@ from itertools import product
 import pytest
 import torch
 
+from benchmarks import traffic
 from m2clip import kernels
 from m2clip.kernels.operands import Branches, Geometry
 from m2clip.kernels.triton import ted
@@ -118,6 +119,35 @@ def test_tiles_change_the_order_of_sums_alone(layout):
     for result in results[1:]:
         for ours, others in zip(result, results[0], strict=True):
             torch.testing.assert_close(ours, others, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("layout", "numbers"), [("both", (4, 3, 10)), ("shared", (3, 2, 8)), ("difference", (3, 2, 8))]
+)
+def test_no_launch_prepares_a_single_weight(layout, numbers):
+    """Launches of a forward pass in steps and in one, and of a backward pass: the start of each takes its time."""
+    branches = Branches.of(ted_weights(leaves(layout), layout), torch.float32)
+    x, geometry = torch.randn(4, 10, 24), ANY
+    steps, one = (
+        traffic.count(lambda plan=plan: ted.forward(x, branches, geometry, True, False, plan)) for plan in PLANS[:2]
+    )
+    h = ted.forward(x, branches, geometry, True, True)[1]
+    back = traffic.count(lambda: ted.backward(x, x, h, branches, geometry, True, True, True))
+    assert tuple(map(len, (steps, one, back))) == numbers
+
+
+def test_weights_that_are_not_contiguous():
+    plain = Branches.of(ted_weights(leaves("both"), "both"), torch.float32)
+    spread = Branches(*([torch.stack([t, t], dim=-1)[..., 0] for t in part] for part in plain))
+    x, results = torch.randn(4, 10, 24), []
+    for branches in (plain, spread):
+        y, h = ted.forward(x, branches, ANY, True, True)
+        dx, gradients = ted.backward(y, x, h, branches, ANY, True, True, True)
+        results.append([y, dx, *gradients])
+        for gradient in gradients:
+            assert gradient.untyped_storage().nbytes() == gradient.nbytes  # no view of something larger
+    assert not any(tensor.is_contiguous() for part in spread for tensor in part)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
