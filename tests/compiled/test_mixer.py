@@ -16,6 +16,7 @@ from tests.compiled.compiling import SHARED_MEMORY, TYPES, compiled, fits, spill
 WEIGHTS = ("p_te_taps", "p_te_bias", "p_td_taps", "p_td_bias", "p_down_bias")
 VALUES = ("p_h", "p_u", "p_du", "p_dh", *WEIGHTS)
 ALIGNED = (*VALUES, "p_sums", "width", "columns")
+TARGETS = [*((architecture, torch.bfloat16) for architecture in SHARED_MEMORY), (120, torch.float32)]
 BOTH = {"TEMPORAL": True, "DIFFERENCE": True, "SHARED": False, "CLASS": 1}
 
 
@@ -35,8 +36,7 @@ def kernel(
     return compiled(function, architecture, types, constants, aligned, num_warps=config.warps)
 
 
-@pytest.mark.parametrize("architecture", SHARED_MEMORY)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("architecture", "dtype"), TARGETS, ids=str)
 @pytest.mark.parametrize("shared", [False, True], ids=["both", "shared"])
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 def test_static_rule(backward, shared, dtype, architecture, tmp_path: Path) -> None:
