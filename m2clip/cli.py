@@ -12,7 +12,7 @@ from m2clip.commands.parsing import Parser
 from m2clip.errors import InputError
 
 # Imported only to build their parsers; none of them imports torch before its command runs.
-COMMANDS = ("demo", "train", "eval", "zeroshot", "predict", "convert", "info", "selfcheck", "tune")
+COMMANDS = ("demo", "train", "eval", "zeroshot", "predict", "convert", "describe", "info", "selfcheck", "tune")
 EPILOG = """examples:
   m2clip demo                                        see what the method does, in minutes, without a download
   m2clip train --config m2clip_k400_b16_8f           train a published recipe
