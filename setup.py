@@ -1,6 +1,7 @@
-"""Package layout and the C++ extension.
+"""Package layout and the compiled extensions.
 
-The folder kernels/ is installed as m2clip.kernels, never as a top-level package; csrc/ is compiled into m2clip._native.
+The folder kernels/ is installed as m2clip.kernels, never as a top-level package; csrc/ is compiled into m2clip._native,
+and csrc/cuda/ into m2clip._cuda where there is an nvcc.
 """
 
 import os
@@ -12,6 +13,7 @@ from setuptools.command.build_ext import build_ext
 
 # Build back ends do not put the project's folder on the path.
 sys.path.insert(0, str(Path(__file__).resolve().parent / "csrc"))
+import cuda_build  # noqa: E402
 import native_build  # noqa: E402
 
 code = find_packages(include=["m2clip", "m2clip.*"])
@@ -21,19 +23,21 @@ kernels = ["m2clip.kernels", *(f"m2clip.kernels.{name}" for name in find_package
 
 
 class NinjaBuild(build_ext):
-    """Leaves compiling to ninja, and where that cannot be done a note in the extension's place."""
+    """Leaves compiling to ninja, and where that cannot be done a note in an extension's place."""
 
     def run(self) -> None:
-        try:
-            module = Path(self.get_ext_fullpath("m2clip._native"))
-            native_build.place(module, os.environ.get("M2CLIP_NATIVE", ""))
-        except native_build.CannotBuild as problem:
-            sys.exit(f"{problem.output}m2clip: cannot build the compiled CPU kernels: {problem}")
+        for name, place in (("NATIVE", native_build.place), ("CUDA", cuda_build.place)):
+            module = Path(self.get_ext_fullpath(f"m2clip._{name.lower()}"))
+            try:
+                place(module, os.environ.get(f"M2CLIP_{name}", ""))
+            except native_build.CannotBuild as problem:
+                kernels = native_build.KERNELS[name]
+                sys.exit(f"{problem.output}m2clip: cannot build the compiled {kernels} kernels: {problem}")
 
 
 setup(
     packages=[*code, *data, *kernels],
     package_dir={"m2clip.kernels": "kernels"},
-    ext_modules=[Extension("m2clip._native", sources=[])],
+    ext_modules=[Extension(f"m2clip._{name}", sources=[]) for name in ("native", "cuda")],
     cmdclass={"build_ext": NinjaBuild},
 )

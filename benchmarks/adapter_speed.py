@@ -37,8 +37,10 @@ from benchmarks.adapter_variants import (
     Case,
     Problem,
     Variant,
+    backend_reasons,
     builders,
     floor_runs,
+    plans_of,
     worst_error,
 )
 from benchmarks.measure import Budget, calls_for, interleave, overwritten_caches, ratio, summary, write_results
@@ -105,7 +107,7 @@ def prepare(
     problem: Problem, args: argparse.Namespace, budget: Budget
 ) -> tuple[dict[str, Variant], dict[str, str], list[str]]:
     """Variants that agree with the reference, why the others are not timed, and complaints of those that are wrong."""
-    found, not_run = builders(problem.device, not args.no_compile)
+    found, not_run = builders(problem.device, not args.no_compile, problem)
     if args.quick and found.pop(AUTHORS_AUTOTUNED, None):
         not_run[AUTHORS_AUTOTUNED] = "left out by --quick"
     late = () if budget.allows_compiling() else COMPILED
@@ -198,8 +200,9 @@ def measure_memory(problem: Problem, name: str, variant: Variant) -> tuple[int |
 
 def memory_of(name: str, case: Case, device: torch.device) -> int:
     """Peak bytes of one forward and backward of a variant, in this process."""
-    build = builders(device, compiled=True)[0][name]
-    run = build(Problem(case, device)).backward
+    problem = Problem(case, device)
+    build = builders(device, True, problem)[0][name]
+    run = build(problem).backward
     if name in COMPILED:
         return peak_bytes(run, run, device)  # compiling takes memory itself; compiled code keeps no workspace
     return peak_bytes(run, build(Problem(replace(TINY, dtype=case.dtype), device)).backward, device)
@@ -236,6 +239,8 @@ def measure(
         else:
             memory[name] = peak
     result = {"name": case.name, "shape": describe(case), "passes": passes, "peak_memory_bytes": memory}
+    backends = [name for name, reason in backend_reasons().items() if not reason and name != "reference"]
+    result["plans"] = {f"m2clip {name}": plan[0] for name in backends if (plan := plans_of(problem, name))}
     return {**result, "memory_unknown": unknown, "not_run": not_run}, wrong
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.authors import TEDAdapter as AuthorsAdapter
+from benchmarks.workloads import planned, plans
 from m2clip import kernels
 from m2clip.kernels import BranchWeights, TEDWeights
 
@@ -162,8 +164,10 @@ def ted_weights(weights: dict[str, Tensor], shared: bool) -> TEDWeights:
     return TEDWeights(*branches, shared)
 
 
-def m2clip_variant(problem: Problem, backend: str, dtype: torch.dtype | None = None) -> Variant:
-    """This library's operation on one of its backends."""
+def m2clip_variant(
+    problem: Problem, backend: str, dtype: torch.dtype | None = None, plan: str | None = None
+) -> Variant:
+    """This library's operation on one of its backends, by one of its plans where it has several."""
     case, dtype = problem.case, dtype or problem.case.dtype
     copies = problem.copies(dtype)
     weights = ted_weights(copies, case.shared)
@@ -172,7 +176,14 @@ def m2clip_variant(problem: Problem, backend: str, dtype: torch.dtype | None = N
         return kernels.ted_adapter(x, weights, case.frames, grid=case.grid, backend=backend)
 
     x = problem.x.to(dtype, copy=True).requires_grad_()
-    return Variant(call, x, problem.dy.to(dtype), list(copies.values()))
+    surroundings = nullcontext if plan is None else partial(planned, backend, plan)
+    return Variant(call, x, problem.dy.to(dtype), list(copies.values()), surroundings)
+
+
+def plans_of(problem: Problem, backend: str) -> list[str]:
+    """The plans of a backend for a case, its own choice first."""
+    case, weights = problem.case, ted_weights(problem.weights, problem.case.shared)
+    return plans(backend, problem.x, weights, case.frames, case.grid)
 
 
 _THEIR_NAMES = {"down": "fc1", "conv": "conv", "up": "fc2"}
@@ -287,8 +298,13 @@ def floor_runs(problem: Problem) -> dict[str, Callable[[], Any]]:
 Builder = Callable[[Problem], Variant]
 
 
-def builders(device: torch.device, compiled: bool) -> tuple[dict[str, Builder], dict[str, str]]:
-    """Variants that may run on a device, in the order of the tables, and why each of the others does not."""
+def builders(
+    device: torch.device, compiled: bool, problem: Problem | None = None
+) -> tuple[dict[str, Builder], dict[str, str]]:
+    """Variants that may run on a device, in the order of the tables, and why each of the others does not.
+
+    With a problem, the plans that its backends do not choose themselves are among them.
+    """
     found: dict[str, Builder] = {AUTHORS: authors_variant}
     left_out: dict[str, str] = {}
     if device.type == "cuda":
@@ -304,6 +320,8 @@ def builders(device: torch.device, compiled: bool) -> tuple[dict[str, Builder], 
             left_out[f"m2clip {backend}"] = reason
         else:
             found[f"m2clip {backend}"] = lambda problem, backend=backend: m2clip_variant(problem, backend)
+            for plan in plans_of(problem, backend)[1:] if problem is not None and backend != "reference" else ():
+                found[f"m2clip {backend} {plan}"] = partial(m2clip_variant, backend=backend, plan=plan)
     return found, left_out
 
 

@@ -118,13 +118,16 @@ def memory(case: str) -> Callable[[Found], float | None]:
     return value
 
 
-def number(benchmark: str, *path: str) -> Callable[[Found], float | None]:
-    """A number of a result file, by the keys that lead to it."""
+def training(*path: str) -> Callable[[Found], float | None]:
+    """A number of our fastest training step, by the keys that lead to it; "*" stands for its name."""
 
     def value(found: Found) -> float | None:
-        content: Any = found.files[benchmark]
+        content: Any = found.files["train_speed"]
+        times = content.get("seconds", {})
+        ours = [name for name in times if name.startswith("m2clip") and name != "m2clip reference"]
+        fastest = min(ours, key=lambda name: times[name]["median"], default="")
         for key in path:
-            content = content.get(key) if isinstance(content, dict) else None
+            content = content.get(fastest if key == "*" else key) if isinstance(content, dict) else None
         return content
 
     return value
@@ -149,16 +152,16 @@ GPU_GOALS = (
     Goal("cosine_cross_entropy 64x400, with backward", 4.0, speedup("loss_speed", "k400", BOTH, EAGER)),
     Goal("cosine_cross_entropy, forward", 1, of_fastest_loss("launches"), "launches", at_most=True),
     Goal("cosine_cross_entropy, forward", 0, of_fastest_loss("waits"), "waits for the GPU", at_most=True),
-    Goal(f"{TRAINING}, over the authors' code", 2.5, number("train_speed", "speedup", "m2clip", "median")),
+    Goal(f"{TRAINING}, over the authors' code", 2.5, training("speedup", "*", "median")),
     Goal(
         f"{TRAINING}, memory of the authors'",
         0.50,
-        number("train_speed", "memory_ratio", "m2clip", "peak_gb"),
+        training("memory_ratio", "*", "peak_gb"),
         "%",
         at_most=True,
     ),
-    Goal(f"{TRAINING}, of the matmul peak", 0.45, number("train_speed", "peak_fraction", "m2clip"), "%"),
-    Goal(f"{TRAINING}, first step", 20, number("train_speed", "first_step_seconds", "m2clip"), "s", at_most=True),
+    Goal(f"{TRAINING}, of the matmul peak", 0.45, training("peak_fraction", "*"), "%"),
+    Goal(f"{TRAINING}, first step", 20, training("first_step_seconds", "*"), "s", at_most=True),
 )
 CPU_GOALS = (
     Goal(f"{ADAPTER}, forward, of the floor", 0.90, share("adapter_speed", MAIN, FORWARD, "floor_fraction"), "%"),

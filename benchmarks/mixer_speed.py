@@ -108,13 +108,15 @@ class AcceleratedMixer:
         self.mixer = make(temporal, difference, False, Geometry(rows.case.frames, rows.case.grid, True))
         self.h, self.du = rows.side_by_side(rows.h), rows.side_by_side(rows.du)
         self.u, self.dh = torch.empty_like(self.h), torch.empty_like(self.h)
+        without_u = (None,) if backend == "cuda" else ()  # its backward pass can write u as well
+        self.backward_arguments = (self.h, self.du, *without_u, self.dh)
 
     def forward(self) -> Tensor:
         self.mixer.forward(self.h, self.u)
         return self.u
 
     def backward(self) -> list[Tensor]:
-        te_weight, te_bias, _, td_weight, td_bias, td_down = self.mixer.backward(self.h, self.du, self.dh)
+        te_weight, te_bias, _, td_weight, td_bias, td_down = self.mixer.backward(*self.backward_arguments)
         return [self.dh, te_weight, te_bias, td_weight, td_bias, td_down]
 
     def runs(self) -> dict[str, Callable[[], Any]]:

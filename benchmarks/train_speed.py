@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import time
@@ -33,7 +34,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.adapter_plot import COMPILED_SHADE, REFERENCE_SHADE
 from benchmarks.measure import (
     Budget,
-    device_name,
     interleave,
     peak_resident_gb,
     ratio,
@@ -117,9 +117,7 @@ class Run:
         else:
             self.memory[name] = self._cpu_memory(name)
         if name == REFERENCE:
-            with FlopCounterMode(display=False) as counter:
-                step()
-            self.flops = counter.get_total_flops()
+            self.flops = count_flops(step)
         self.losses[name], self.steps[name] = loss, step
 
     def _gpu_memory(self, step: Callable[[], Tensor], before: float, graphed: bool) -> dict[str, float]:
@@ -175,6 +173,18 @@ class Run:
             sys.exit(f"the variants do not compute the same: losses {self.losses}")
 
 
+def count_flops(step: Callable[[], Any]) -> int:
+    """FLOPs of a step's products; a frozen weight's gradient, which nobody computes, is not among them."""
+
+    def conv_backward(slope: Any, x: Any, weight: Any, *rest: Any, **_: Any) -> int:
+        needed = rest[-1]  # gradients of x, weight and bias; PyTorch's own formula knows no groups
+        return 2 * math.prod(slope) * math.prod(weight[1:]) * sum(needed[:2])
+
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: conv_backward}) as counter:
+        step()
+    return counter.get_total_flops()
+
+
 def memory(args: argparse.Namespace) -> dict[str, float]:
     """Memory of a process on the CPU that builds one variant and takes two steps."""
     problem = Problem(args.clip, args.frames, args.batch, args.classes, torch.device(args.device), args.dtype)
@@ -216,6 +226,8 @@ def main() -> None:
             not_run[name] = "no time left"
         else:
             attempt(run, name, not_run)
+    if not run.steps:
+        sys.exit("no variant could be run: " + "; ".join(f"{name}: {reason}" for name, reason in not_run.items()))
     path = report(run, not_run)
     show(json.loads(path.read_text()))
     print(path)

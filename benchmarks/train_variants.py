@@ -170,7 +170,7 @@ class Problem:
         return F.pad(tokens, (0, self.clip.context_length - tokens.shape[1])).to(self.device)
 
     def _authors_step(self, variant: Variant) -> Callable[[], Tensor]:
-        theirs, labels = self._theirs(), self.labels
+        theirs, labels, dtype = self._theirs(), self.labels, self.clip.visual.conv1.weight.dtype
         tokens, positions, targets = self.drawn
         classes, masked = self._whole(self.prompts), self._whole(tokens)
         words = torch.full_like(masked, IGNORE).scatter(1, positions, targets)
@@ -180,14 +180,13 @@ class Problem:
 
         def step() -> Tensor:
             with self._autocast():
-                parts = losses(self.video.to(theirs_dtype), labels, classes, classes[labels], masked, words, scale)
+                parts = losses(self.video.to(dtype), labels, classes, classes[labels], masked, words, scale)
             total = total_loss(parts)
             total.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             return total.detach()
 
-        theirs_dtype = self.clip.visual.conv1.weight.dtype
         return step
 
     def _authors_forward(self, variant: Variant) -> Callable[[], Tensor]:

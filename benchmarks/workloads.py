@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -10,9 +12,38 @@ from torch import Tensor
 
 from m2clip import kernels
 from m2clip.kernels import BranchWeights, TEDWeights
+from m2clip.kernels.implementations import implementation
+from m2clip.kernels.operands import Branches, Geometry
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 Leaves = Mapping[str, Tensor]
+
+
+def plans(backend: str, x: Tensor, weights: TEDWeights, num_frames: int, grid: tuple[int, int]) -> list[str]:
+    """The ways in which a backend can compute ted_adapter's forward pass of x, its own choice first; [] if it has one.
+
+    x may be empty but for its dtype, device and widths; it has a class token where there is one more than the patches.
+    """
+    module = implementation("ted_adapter", backend)
+    branches = Branches.of(weights, x.dtype)
+    geometry = Geometry(num_frames, grid, x.shape[1] > grid[0] * grid[1])
+    if backend == "triton":
+        return list(module.plans(branches, geometry, x.dtype))
+    if backend == "cuda" and module.why_not_one_launch(x, branches, geometry) is None:
+        return list(module.PLANS)
+    return []
+
+
+@contextmanager
+def planned(backend: str, plan: str) -> Iterator[None]:
+    """Let a backend compute ted_adapter's forward pass by this plan."""
+    module = implementation("ted_adapter", backend)
+    before = module.forward
+    module.forward = partial(before, plan=plan)
+    try:
+        yield
+    finally:
+        module.forward = before
 
 
 class Workload(NamedTuple):

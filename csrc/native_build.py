@@ -15,13 +15,14 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parent
 BUILD = SOURCE.parent / "build" / "native" / sys.implementation.cache_tag
 NOTE = "_native_missing.txt"
+KERNELS = {"NATIVE": "CPU", "CUDA": "CUDA"}  # by what M2CLIP_... is called that asks for them
 COMPILERS = ("g++", "clang++", "c++")  # looked for in this order where CXX is not set
 FLAGS = ("-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi")
 LIBRARIES = ("-ldl", "-pthread")
@@ -74,8 +75,8 @@ def find_compiler() -> Compiler:
     if not command:
         raise CannotBuild("no C++ compiler was found; install one, such as g++ 10 or newer")
     try:
-        version = _output([*command, "--version"]).splitlines()[0]
-        machine = _output([*command, "-dumpmachine"])
+        version = output_of([*command, "--version"]).splitlines()[0]
+        machine = output_of([*command, "-dumpmachine"])
     except (OSError, subprocess.CalledProcessError, IndexError):
         raise CannotBuild(
             f"the C++ compiler {shlex.join(command)} does not run; install g++ 10 or newer, or name another in CXX"
@@ -107,6 +108,12 @@ def kernel_units(compiler: Compiler, module: bool) -> list[Unit]:
 
 
 def _module_flags(compiler: Compiler) -> tuple[str, ...]:
+    about = {"COMPILER": compiler.version, "FLAGS": shlex.join((*FLAGS, *compiler.flags))}
+    return *module_headers(), *(f'-DM2CLIP_{name}="{c_string(text)}"' for name, text in about.items())
+
+
+def module_headers() -> tuple[str, ...]:
+    """Where an extension module's headers are; raises CannotBuild where they are missing."""
     try:
         import pybind11
     except ImportError:
@@ -114,12 +121,8 @@ def _module_flags(compiler: Compiler) -> tuple[str, ...]:
     headers = sysconfig.get_path("include")
     if not Path(headers, "Python.h").exists():
         raise CannotBuild(f"Python's C headers are not in {headers}; install python3-dev (python3-devel)")
-    shown = shlex.join((*FLAGS, *compiler.flags))
     # As system headers they raise no warnings.
-    return (
-        *("-isystem", headers, "-isystem", pybind11.get_include()),
-        *(f'-DM2CLIP_COMPILER="{_c_string(compiler.version)}"', f'-DM2CLIP_FLAGS="{_c_string(shown)}"'),
-    )
+    return "-isystem", headers, "-isystem", pybind11.get_include()
 
 
 @contextlib.contextmanager
@@ -151,21 +154,34 @@ def place(module: Path, wanted: str) -> None:
     Raises:
         CannotBuild: it is wanted and cannot be built.
     """
-    note = module.with_name(NOTE)
+    place_extension(module, wanted, "NATIVE", build_module)
+
+
+def place_extension(
+    module: Path,
+    wanted: str,
+    name: str,
+    build: Callable[[], Path],
+    quiet: type[CannotBuild] | tuple[()] = (),
+) -> None:
+    """`place` for any extension: a key of KERNELS, what builds it, and which reason for its absence is not printed."""
+    note = module.with_name(f"_{name.lower()}_missing.txt")
     module.parent.mkdir(parents=True, exist_ok=True)
     try:
         if wanted not in ("", "0", "1"):
-            raise CannotBuild(f"M2CLIP_NATIVE={wanted} is neither 0 nor 1")
+            raise CannotBuild(f"M2CLIP_{name}={wanted} is neither 0 nor 1")
         if wanted == "0":
-            raise CannotBuild("M2CLIP_NATIVE=0 was set; install again without it")
+            raise CannotBuild(f"M2CLIP_{name}=0 was set; install again without it")
         with taking_turns():
-            _replace(module, build_module())
+            _replace(module, build())
     except CannotBuild as problem:
         if wanted not in ("", "0"):
             raise
         module.unlink(missing_ok=True)
         note.write_text(f"{problem}\n", encoding="utf-8")
-        print(f"{problem.output}m2clip: installing without the compiled CPU kernels: {problem}", file=sys.stderr)
+        if not isinstance(problem, quiet):
+            reason = f"m2clip: installing without the compiled {KERNELS[name]} kernels: {problem}"
+            print(f"{problem.output}{reason}", file=sys.stderr)
         return
     note.unlink(missing_ok=True)
 
@@ -199,19 +215,27 @@ def run_ninja(
     Raises:
         CannotBuild: there is no ninja, or a command failed.
     """
+    file = _ninja_file(compiler, units, output, flags, link_flags)
+    return run_ninja_file(folder, file, output, compiler.version, "it takes C++20, as g++ 10 or clang 14 have it")
+
+
+def run_ninja_file(folder: Path, file: str, output: str, compiler: str, help: str = "") -> Path:
+    """Writes build.ninja, runs ninja and returns the output's path.
+
+    Raises:
+        CannotBuild: there is no ninja, or a command failed: the compiler's name, its first error and what would help.
+    """
     jobs = os.environ.get("MAX_JOBS", "")
     if jobs and not jobs.isdecimal():
         raise CannotBuild(f"MAX_JOBS={jobs} is not a number")
     command = [_ninja(), "-C", str(folder), *(("-j", jobs) if jobs else ())]
     folder.mkdir(parents=True, exist_ok=True)
-    file = _ninja_file(compiler, units, output, flags, link_flags)
     (folder / "build.ninja").write_text(file, encoding="utf-8")
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
     if done.returncode:
         lines = done.stdout.strip().splitlines()
         first = next((line.strip() for line in lines if "error" in line), lines[-1])
-        reason = f"{compiler.version} fails ({first}); it takes C++20, as g++ 10 or clang 14 have it"
-        raise CannotBuild(reason, done.stdout)
+        raise CannotBuild(f"{compiler} fails ({first})" + (f"; {help}" if help else ""), done.stdout)
     return folder / output
 
 
@@ -233,31 +257,35 @@ def _ninja_file(
     objects = [f"{unit.name}.o" for unit in units]
     lines = [
         "rule compile",
-        f"  command = {_words(compiler.command)} {_words(flags)} $flags -MMD -MF $out.d -c $in -o $out",
+        f"  command = {words(compiler.command)} {words(flags)} $flags -MMD -MF $out.d -c $in -o $out",
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",
-        f"  command = {_words(compiler.command)} {_words(link_flags)} $in -o $out {_words(LIBRARIES)} "
-        f"{_words(compiler.link_flags)}",
+        f"  command = {words(compiler.command)} {words(link_flags)} $in -o $out {words(LIBRARIES)} "
+        f"{words(compiler.link_flags)}",
     ]
     for unit, name in zip(units, objects, strict=True):
-        lines += [f"build {name}: compile {_path(unit.source)}"]
-        lines += [f"  flags = {_words((*compiler.flags, *unit.flags))}"]
+        lines += [f"build {name}: compile {path(unit.source)}"]
+        lines += [f"  flags = {words((*compiler.flags, *unit.flags))}"]
     lines += [f"build {output}: link {' '.join(objects)}", ""]
     return "\n".join(lines)
 
 
-def _words(words: Iterable[str]) -> str:
-    return shlex.join(words).replace("$", "$$")
+def words(parts: Iterable[str]) -> str:
+    """Words as the shell takes them, in a line of a ninja file."""
+    return shlex.join(parts).replace("$", "$$")
 
 
-def _path(path: Path) -> str:
-    return re.sub(r"([$: ])", r"$\1", str(path))
+def path(file: Path) -> str:
+    """A path as ninja takes it."""
+    return re.sub(r"([$: ])", r"$\1", str(file))
 
 
-def _c_string(text: str) -> str:
+def c_string(text: str) -> str:
+    """Text as it stands between quotation marks in C."""
     return text.replace("\\", "\\\\").replace('"', '\\"')
 
 
-def _output(command: Sequence[str]) -> str:
+def output_of(command: Sequence[str]) -> str:
+    """What a command prints; raises CalledProcessError where it fails."""
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout

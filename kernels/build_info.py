@@ -1,10 +1,10 @@
-"""What this installation was compiled with, or why it has no compiled extension."""
+"""What this installation was compiled with, or why it lacks a compiled extension."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from . import native
+from . import cuda, native
 
 INSTRUCTION_SETS = ("avx512", "avx2", "portable")  # those that csrc/ is written for, the fastest first
 
@@ -28,6 +28,27 @@ def build_info() -> dict[str, Any]:
         "instruction_sets": instruction_sets(),
         "instruction_set": extension.instruction_set(),
         "threads": "torch" if native.SHARES_THREADS else "own",
+    }
+
+
+def cuda_build_info() -> dict[str, Any]:
+    """The extension m2clip._cuda as JSON types.
+
+    Returns:
+        {"cuda": whether it is there, "reason": why not, else None}, and where it is there "compiler", "flags",
+        "architectures" (what machine code it has, "90a" for instance) and "one_launch" (whether ted_adapter can be one
+        launch on Hopper GPUs).
+    """
+    extension = cuda.extension
+    if extension is None:
+        return {"cuda": False, "reason": cuda.MISSING}
+    return {
+        "cuda": True,
+        "reason": None,
+        "compiler": extension.compiler,
+        "flags": extension.flags,
+        "architectures": extension.architectures.split(),
+        "one_launch": hasattr(extension, "hopper_adapter_forward"),
     }
 
 

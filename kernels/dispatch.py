@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import native, tuning
+from . import cuda, native, tuning
 from .implementations import implemented
 
 BACKENDS = ("reference", "native", "triton", "cuda")
@@ -28,7 +28,11 @@ OPERATIONS = ("ted_adapter", "bottleneck_adapter", "msta_adapter", "bias_gelu", 
 _FEW_VALUES = 2**17
 _MASKED_WORDS = "masked_word_loss is one implementation for all devices, made of torch's own products"
 
-_DTYPES = {"native": tuple(native.DTYPES), "triton": (torch.float32, torch.float16, torch.bfloat16)}
+_DTYPES = {
+    "native": tuple(native.DTYPES),
+    "triton": (torch.float32, torch.float16, torch.bfloat16),
+    "cuda": tuple(cuda.DTYPES),
+}
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's own switch: kernels run on CPU tensors, slowly
 
 _HAS_TRITON = find_spec("triton") is not None
@@ -68,6 +72,8 @@ def backend_states() -> dict[str, BackendState]:
 def _what_it_is(name: str) -> str:
     if name == "triton":
         return "Triton kernels" + (", by the interpreter on the CPU" if _INTERPRETED else "")
+    if name == "cuda":
+        return f"compiled kernels for NVIDIA GPUs, sm_{cuda.extension.architectures.replace(' ', ', sm_')}"
     if name == "native":
         return f"compiled kernels for the CPU, {native.extension.instruction_set()}"
     return "plain PyTorch, any device"
@@ -80,8 +86,10 @@ def _missing(name: str) -> str | None:
     # Not asked at import: the answer starts the CUDA driver, which takes time and must not happen before a fork.
     if name == "triton" and not _INTERPRETED and not torch.cuda.is_available():
         return "Triton kernels need an NVIDIA GPU, and PyTorch sees none"
-    if name == "cuda":
-        return "this version of m2clip has no cuda kernels"
+    if name == "cuda" and cuda.extension is None:
+        return f"the compiled extension m2clip._cuda is missing: {cuda.MISSING}"
+    if name == "cuda" and not torch.cuda.is_available():
+        return "CUDA kernels need an NVIDIA GPU, and PyTorch sees none"
     if name == "native" and native.extension is None:
         return f"the compiled extension m2clip._native is missing: {native.MISSING}"
     return None

@@ -142,14 +142,16 @@ def cosine_cross_entropy(
         0-d float32 (float64 for float64 input); 0 for an empty batch.
 
     Raises:
-        ValueError: shapes or devices that do not fit together; on the CPU, a target outside [0, C).
+        ValueError: shapes or devices that do not fit together; on the CPU, a target outside [0, C). Elsewhere such a
+            target gives a NaN loss with Triton and stops the process with PyTorch's own kernels.
         TypeError: targets that are not integers.
 
     Source: M2-CLIP (AAAI 2024), Eq. 11.
     """
-    v, w, logit_scale = _check_pair(v, w, logit_scale)
+    _check_pair(v, w, logit_scale)
     _check_labels("targets", targets, v)
     chosen = dispatch.choose("cosine_cross_entropy", v, backend)
+    v, w, logit_scale = _for_loss(v, w, logit_scale, chosen)
     with _full_precision(v):
         if chosen != "reference":
             return loss_ops.cosine_cross_entropy(v, w, targets, logit_scale, chosen)
@@ -188,11 +190,12 @@ def soft_target_kl(
 
     Source: M2-CLIP (AAAI 2024), Eq. 10; targets as in ActionCLIP and the authors' code.
     """
-    v, w, logit_scale = _check_pair(v, w, logit_scale)
+    _check_pair(v, w, logit_scale)
     _check_labels("labels", labels, v)
     if w.shape[0] != v.shape[0]:
         raise ValueError(f"v and w must describe the same samples, got {v.shape[0]} and {w.shape[0]}")
     chosen = dispatch.choose("soft_target_kl", v, backend)
+    v, w, logit_scale = _for_loss(v, w, logit_scale, chosen)
     with _full_precision(v):
         if chosen != "reference":
             return loss_ops.soft_target_kl(v, w, labels, logit_scale, target_scale, chosen)
@@ -299,8 +302,7 @@ def _loss_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
-def _check_pair(v: Tensor, w: Tensor, logit_scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Checked features, in the dtype the loss is computed in: logits at scale 100 overflow no fp16 then."""
+def _check_pair(v: Tensor, w: Tensor, logit_scale: Tensor) -> None:
     _check_float("v", v)
     _check_float("w", w)
     if v.dim() != 2 or w.dim() != 2 or v.shape[1] != w.shape[1]:
@@ -310,8 +312,18 @@ def _check_pair(v: Tensor, w: Tensor, logit_scale: Tensor) -> tuple[Tensor, Tens
         raise ValueError(f"logit_scale must be a 0-d tensor, got shape {tuple(logit_scale.shape)}")
     if logit_scale.device.type != "cpu":  # one on the CPU is a plain number to PyTorch
         _check_device("logit_scale", logit_scale, v)
+
+
+def _for_loss(v: Tensor, w: Tensor, logit_scale: Tensor, backend: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Features in the dtype the loss is computed in: logits at scale 100 overflow no fp16 then.
+
+    Triton kernels cast what they have loaded, and read the scale where the features are.
+    """
     dtype = _loss_dtype(v)
-    return v.to(dtype), w.to(dtype), logit_scale.to(dtype)
+    if backend != "triton":
+        return v.to(dtype), w.to(dtype), logit_scale.to(dtype)
+    logit_scale = logit_scale.to(v.device, dtype, non_blocking=True)
+    return (v, w, logit_scale) if v.dtype == w.dtype else (v.to(dtype), w.to(dtype), logit_scale)
 
 
 def _check_labels(name: str, labels: Tensor, rows: Tensor) -> None:

@@ -177,19 +177,21 @@ def score_views(
         video: (V, T, 3, H, W), normalised.
         device: where the model is.
         batch_size: views a forward pass.
-        precision: "fp32", "bf16" or "fp16".
+        precision: "fp32", "bf16" or "fp16"; autocast, unless the model's frozen weights are kept in it anyway.
     """
     logits, similarity = [], []
+    kept = getattr(model, "precision", "fp32") == precision
     # no_grad and not inference_mode: text features that the model caches here must stay usable in a training step.
-    with torch.no_grad(), autocast(device, precision):
+    with torch.no_grad(), nullcontext() if kept else autocast(device, precision):
         for part in video.split(batch_size):
             out = model(part.to(device, non_blocking=True))
-            logits.append(None if out.logits is None else out.logits.float().cpu())
-            similarity.append(out.similarity.float().cpu())
+            logits.append(None if out.logits is None else out.logits.float())
+            similarity.append(out.similarity.float())
     supervised = (
         None if any(part is None for part in logits) else torch.cat([part for part in logits if part is not None])
     )
-    return supervised, torch.cat(similarity)
+    # Read at the very end: a GPU would have to be waited for after every part.
+    return None if supervised is None else supervised.cpu(), torch.cat(similarity).cpu()
 
 
 @contextmanager

@@ -14,11 +14,11 @@ PACKAGES = ("torch", "torchvision", "open_clip_torch", "av", "decord", "torchmet
 
 
 def environment() -> dict[str, Any]:
-    """Versions, devices, the compiled extension and every kernel backend's state as JSON types."""
+    """Versions, devices, the compiled extensions and every kernel backend's state as JSON types."""
     import torch
 
     import m2clip
-    from m2clip.kernels.build_info import build_info
+    from m2clip.kernels.build_info import build_info, cuda_build_info
     from m2clip.kernels.dispatch import backend_states
 
     versions: dict[str, str | None] = {"m2clip": m2clip.__version__, "python": platform.python_version()}
@@ -34,7 +34,13 @@ def environment() -> dict[str, Any]:
     backends = {
         name: {"available": state.available, "reason": state.reason} for name, state in backend_states().items()
     }
-    return {"versions": versions, "devices": devices, "build": build_info(), "backends": backends}
+    return {
+        "versions": versions,
+        "devices": devices,
+        "build": build_info(),
+        "cuda_build": cuda_build_info(),
+        "backends": backends,
+    }
 
 
 def count_parameters(model: Any) -> dict[str, dict[str, int]]:

@@ -50,6 +50,7 @@ def build(folder: Path, **settings: str) -> subprocess.CompletedProcess[str]:
         f"{folder}/lib",
     ]
     environment = {key: value for key, value in os.environ.items() if key != "M2CLIP_NATIVE"}
+    environment["M2CLIP_CUDA"] = "0"  # tests/test_cuda.py is about that extension
     return subprocess.run(words, cwd=ROOT, env={**environment, **settings}, capture_output=True, text=True)
 
 
@@ -180,5 +181,5 @@ def test_source_distribution_has_all_of_csrc(tmp_path: Path) -> None:
     subprocess.run(words, cwd=ROOT, capture_output=True, check=True)
     with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
         names = {Path(*Path(name).parts[1:]) for name in archive.getnames()}
-    assert {path.relative_to(ROOT) for path in (ROOT / "csrc").glob("*.*")} <= names
-    assert Path("m2clip/_native.pyi") in names and Path("tests") not in names
+    assert {path.relative_to(ROOT) for path in (ROOT / "csrc").rglob("*.*") if path.suffix != ".pyc"} <= names
+    assert {Path("m2clip/_native.pyi"), Path("m2clip/_cuda.pyi")} <= names and Path("tests") not in names

@@ -11,11 +11,13 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
+import m2clip
 from m2clip.config import EvalConfig
 from m2clip.data.annotations import VideoItem
 from m2clip.errors import InputError
-from m2clip.evaluate import evaluate_model, fuse_views, list_hash, rank_classes
+from m2clip.evaluate import evaluate_model, fuse_views, list_hash, rank_classes, score_views
 from m2clip.results import EvalResult
+from tests import clips
 from tests.fake_model import PixelModel, PixelVideos
 
 NAMES = [f"class {number}" for number in range(7)]
@@ -203,3 +205,18 @@ def test_saved_result_holds_the_protocol(tmp_path: Path) -> None:
     assert set(saved) == set(EvalResult.__dataclass_fields__)
     assert (saved["clips"], saved["crops"], saved["list_length"]) == (3, 1, 5)
     assert os.listdir(tmp_path / "deep") == ["eval.json"]
+
+
+def test_a_model_in_bf16_is_scored_as_it_is_and_others_by_autocast() -> None:
+    model = m2clip.create_model("m2clip", clips.small_clip(), clips.NAMES, 4, width=8, text_width=8).eval()
+    video, cpu = clips.random_video(3), torch.device("cpu")
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        cast = model(video[:2])
+    logits, similarity = score_views(model, video, cpu, 2, "bf16")
+    assert torch.equal(logits[:2], cast.logits.float()) and torch.equal(similarity[:2], cast.similarity.float())
+    model.set_precision("bf16")
+    with torch.no_grad():
+        kept = model(video[:2])
+    logits, similarity = score_views(model, video, cpu, 2, "bf16")
+    assert torch.equal(logits[:2], kept.logits) and torch.equal(similarity[:2], kept.similarity)
+    assert not torch.equal(kept.similarity, cast.similarity.float())

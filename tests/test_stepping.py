@@ -32,10 +32,11 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_videos(tmp_path_factory.mktemp("videos"))
 
 
-def build(precision: str = "fp32", dropout: float = 0.5) -> Any:
+def build(precision: str = "fp32", dropout: float = 0.5, device: torch.device = CPU) -> Any:
     torch.manual_seed(3)
     model = m2clip.create_model("m2clip", small_clip(), NAMES, 4, width=8, text_width=8, vc_dropout=dropout)
     randomise(model, 0.05)
+    model.to(device)
     if precision != "fp32":
         model.set_precision(precision)
     return model.train()
@@ -46,10 +47,13 @@ def batches(model: Any, count: int) -> list[Inputs]:
     return [(video[i], LABELS, *model.draw(LABELS, torch.Generator().manual_seed(i))) for i in range(count)]
 
 
-def stepper(model: Any, capture: Any = None, clip_grad: float | None = 1.0, **options: Any) -> Stepper:
+def stepper(model: Any, capture: Any = None, clip_grad: float | None = 1.0, compiled: bool = False) -> Stepper:
     optimizer = build_optimizer(model, lr=1.0, samples_per_step=2, weight_decay=0.01)
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    return Stepper(LossModule(model), optimizer, scaler, clip_grad, CPU, capture, **options)
+    device, loss = model.logit_scale.device, LossModule(model)
+    scaler = torch.amp.GradScaler(device.type, enabled=model.precision == "fp16")
+    if compiled:
+        stepping.compile_loss(loss, "default", capture is not None)
+    return Stepper(loss, optimizer, scaler, clip_grad, device, capture, keep_gradients=compiled)
 
 
 def train_steps(step: Stepper, data: list[Inputs], sizes: tuple[int, ...]) -> list[Any]:

@@ -18,6 +18,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 _FILE = "import m2clip.kernels as kernels; print(kernels.__file__)"
 _GPU = "import torch; print(int(torch.cuda.is_available()))"
+_CAPABILITIES = """
+import torch
+for i in range(torch.cuda.device_count()):
+    print("%d%d" % torch.cuda.get_device_capability(i))
+"""
 _MACHINE = """
 import json, platform, torch
 found = {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda}
@@ -85,6 +90,12 @@ def imports_checkout(python: str) -> bool:
 
 def has_gpu(python: str) -> bool:
     return _ask(python, _GPU).stdout.strip() == "1"
+
+
+def architectures(python: str) -> tuple[str, ...]:
+    """What nvcc calls the GPUs of this machine, "90a" for those of compute capability 9.0."""
+    found = _ask(python, _CAPABILITIES).stdout.split()
+    return tuple(f"{name}a" if name == "90" else name for name in sorted(set(found)))
 
 
 def machine(python: str) -> dict[str, Any]:

@@ -197,7 +197,7 @@ def main() -> None:
         pack(args.out, args.archive)
         sys.exit(f"no environment: {reason} (see {args.out / 'environment.log'})")
     has_gpu = gpu_checks.has_gpu(python)
-    suite = Suite(args.out, build=not args.no_build)
+    suite = Suite(args.out, not args.no_build, gpu_checks.architectures(python))
     if args.dry or not has_gpu:
         show([] if args.dry else ["PyTorch sees no GPU here: a dry run"])
         sys.exit(dry(suite, python, args, deadline))

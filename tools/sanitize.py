@@ -1,5 +1,7 @@
 """Builds the checks of tests/csrc/ three ways and runs them: as shipped, and under the compiler's sanitizers.
 
+The CUDA kernels run in an emulator, one thread after the other: ThreadSanitizer has nothing to see there.
+
     python tools/sanitize.py [plain] [address] [thread]
 
 Exit code 1 if a kernel is wrong or a sanitizer reports anything, 3 if the compiler lacks a sanitizer.
@@ -20,6 +22,8 @@ sys.path.insert(0, str(ROOT / "csrc"))
 import native_build  # noqa: E402
 
 CHECKS = ROOT / "tests" / "csrc"
+# What is not for the CPU has programs of its own, by the first word of their files.
+CUDA_CHECKS = ("cuda", "hopper")
 # Without -fno-sanitize-recover the program would print what is undefined and end well all the same.
 KINDS = {
     "plain": (),
@@ -44,24 +48,38 @@ def missing(compiler: native_build.Compiler, kind: str) -> str | None:
     return None
 
 
-def build(compiler: native_build.Compiler, kind: str) -> Path:
-    """The program of all checks; raises native_build.CannotBuild."""
+def build(compiler: native_build.Compiler, kind: str) -> list[Path]:
+    """The programs of all checks; raises native_build.CannotBuild."""
     flags = KINDS[kind]
     optimised = ("-O3",) if kind == "plain" else ("-O1", "-fno-omit-frame-pointer")
     quickly = () if kind == "plain" else ("-O0",)  # compiling the checks takes longer than running them
-    units = [
-        *native_build.kernel_units(compiler, module=False),
-        *(native_build.Unit(source, source.stem, quickly) for source in sorted(CHECKS.glob("*.cpp"))),
-    ]
     folder = ROOT / "build" / "sanitize" / kind
-    return native_build.run_ninja(folder, compiler, units, "checks", (*optimised, *COMMON, *flags), flags)
+
+    def program(name: str, units: list[native_build.Unit]) -> Path:
+        return native_build.run_ninja(folder / name, compiler, units, name, (*optimised, *COMMON, *flags), flags)
+
+    sources = {path: path.stem.split("_")[0] for path in sorted(CHECKS.glob("*.cpp"))}
+    checks = [native_build.Unit(path, path.stem, quickly) for path, of in sources.items() if of not in CUDA_CHECKS]
+    programs = [program("checks", [*native_build.kernel_units(compiler, module=False), *checks])]
+    if kind == "thread":
+        return programs
+    # nvcc takes memory for what it is used as, and knows its own pragmas.
+    emulated = ("-fno-strict-aliasing", "-Wno-unknown-pragmas", "-I", str(CHECKS))
+    cuda = native_build.SOURCE / "cuda"
+    kernels = [path for path in sorted(cuda.glob("*.cu")) if path.stem.split("_")[0] in ("mixer", "residual")]
+    units = [native_build.Unit(path, path.stem, (*emulated, "-x", "c++")) for path in kernels]
+    units.append(native_build.Unit(cuda / "mixer_plan.cpp", "mixer_plan"))
+    for of in CUDA_CHECKS:
+        own = [native_build.Unit(path, path.stem, emulated) for path, other in sources.items() if other == of]
+        programs.append(program(of, [*(units if of == "cuda" else []), *own]))
+    return programs
 
 
 def run(program: Path) -> subprocess.CompletedProcess[str]:
     """Run the checks; their output goes where ours goes."""
     command = [str(program)]
     # ThreadSanitizer cannot place its memory under the strongest address randomisation of new kernels.
-    if program.parent.name == "thread" and shutil.which("setarch"):
+    if program.parent.parent.name == "thread" and shutil.which("setarch"):
         command = ["setarch", "-R", *command]
     settings = {"TSAN_OPTIONS": "halt_on_error=1", "UBSAN_OPTIONS": "print_stacktrace=1"}
     return subprocess.run(command, env={**os.environ, **settings}, text=True)
@@ -79,13 +97,14 @@ def main(kinds: list[str]) -> int:
                 print(reason, file=sys.stderr)
                 return 3
             start = time.monotonic()
-            program = build(compiler, kind)
+            programs = build(compiler, kind)
             built = time.monotonic()
-            code = run(program).returncode
+            for program in programs:
+                code = run(program).returncode
+                if code:
+                    print(f"{kind}: {program.name}: exit code {code}", file=sys.stderr)
+                    return 1
             print(f"{kind}: built in {built - start:.0f} s, run in {time.monotonic() - built:.0f} s", flush=True)
-            if code:
-                print(f"{kind}: exit code {code}", file=sys.stderr)
-                return 1
     except native_build.CannotBuild as problem:
         print(f"{problem.output}{problem}", file=sys.stderr)
         return 1

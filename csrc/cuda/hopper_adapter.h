@@ -36,7 +36,7 @@ struct HopperAdapterArgs {
 };
 
 // Enqueues the adapter on a stream (a cudaStream_t) without waiting for it; may be captured into a CUDA graph.
-// Returns 0, or a cudaError_t: cudaErrorInvalidValue (1) where sizes or pointers are not as above or rows do not fit
-// into 31 bits, cudaErrorNoKernelImageForDevice (209) on another architecture than sm_90; a driver's CUresult that a
-// tensor map was refused with comes back negated.
+// Returns 0, or a cudaError_t: cudaErrorInvalidValue (1) where sizes or pointers are not as above or rows, tiles or
+// tasks cannot be counted in 31 bits, cudaErrorNoKernelImageForDevice (209) or cudaErrorInvalidDeviceFunction (98) on
+// another architecture than sm_90. Where the driver refuses a tensor map, the CUresult comes back negated.
 int hopper_adapter_forward(const HopperAdapterArgs& args, void* stream);

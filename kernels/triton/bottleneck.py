@@ -54,10 +54,9 @@ def bottleneck_candidates(width: int, dtype: torch.dtype, architecture: int) -> 
     if dtype == torch.float32:
         others = [BottleneckConfig(16, 32, 2, 4), BottleneckConfig(32, 64, 2, 4)] if block <= 64 else []
     elif block <= 128:
-        others = [BottleneckConfig(rows, 64, stages, 4) for rows in (64, 128) for stages in (3, 4)]
-        others += [BottleneckConfig(128, 128, 2, 8), BottleneckConfig(128, 64, 4, 8), TWO_LAUNCHES]
-    elif block == 256:
-        others = [BottleneckConfig(64, 64, 3, 4), BottleneckConfig(64, 64, 2, 4), BottleneckConfig(128, 64, 3, 8)]
+        others = [BottleneckConfig(64, 64, stages, 4) for stages in (3, 4)]
+        others += [BottleneckConfig(128, 64, 3, 4)] if block <= 64 else []
+        others += [BottleneckConfig(128, 64, 4, 8), BottleneckConfig(128, 128, 2, 8), TWO_LAUNCHES]
     else:
         others = []
     limit = shared_memory(architecture)
@@ -79,7 +78,7 @@ def forward(
     weights: down_weight (R, D), down_bias (R,), up_weight (D, R), up_bias (D,).
     """
     x, (down, down_bias, up, up_bias) = x.contiguous(), (tensor.contiguous() for tensor in weights)
-    (rows, dim), width = x.shape, down.shape[0]
+    (rows, dim), width, scale = x.shape, down.shape[0], float(scale)  # an int would be a kernel of its own
     h = x.new_empty(rows, width) if keep else x.new_empty(0)
     if rows == 0:
         return torch.empty_like(x), h
@@ -136,7 +135,7 @@ def backward(
 ) -> tuple[Tensor, list[Tensor]]:
     """dx, empty unless needed, and the gradients of the four weights, none unless needed."""
     dy, x, down, up = dy.contiguous(), x.contiguous(), weights[0].contiguous(), weights[2].contiguous()
-    (rows, dim), width = x.shape, down.shape[0]
+    (rows, dim), width, scale = x.shape, down.shape[0], float(scale)
     dx = x.new_empty(0)
     if rows == 0:
         return torch.empty_like(x) if need_x else dx, [torch.zeros_like(tensor) for tensor in weights if need_w]

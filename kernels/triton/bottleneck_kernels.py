@@ -17,19 +17,49 @@ from .projection import PIECE, halves, place, product, tile, write_sum
 
 
 @triton.jit
-def finish_hidden(b_h, column, i_m, p_bias, p_h, rows, width, KIND: tl.constexpr, KEEP: tl.constexpr):
-    """g = act(h + bias) of the columns from `column` on; h + bias is written where the backward pass wants it."""
+def joined(b_left, b_right):
+    """The tile whose halves these are."""
+    b_pair = tl.permute(tl.join(b_left, b_right), [0, 2, 1])
+    return tl.reshape(b_pair, [b_left.shape[0], 2 * b_left.shape[1]])
+
+
+@triton.jit
+def hidden(
+    b_h,
+    column,
+    i_m,
+    p_bias,
+    p_h,
+    p_g,
+    rows,
+    width,
+    KIND: tl.constexpr,
+    KEEP: tl.constexpr,  # whether h is written, which the backward pass wants
+    WRITE: tl.constexpr,  # whether g is written
+):
+    """g = act(h + bias) of the columns from `column` on, in the dtype of h."""
     BLOCK_M: tl.constexpr = b_h.shape[0]
-    o_first, o_tile, m_tile, o_r = place(i_m, column, rows, width, BLOCK_M, b_h.shape[1])
-    b_h += tl.load(p_bias + o_r, mask=o_r < width, other=0.0).to(tl.float32)[None, :]
-    if KEEP:
-        tl.store(p_h + o_first + o_tile, b_h.to(p_h.dtype.element_ty), mask=m_tile)
-    b_g, _ = value_and_slope(b_h, KIND)
+    BLOCK_N: tl.constexpr = b_h.shape[1]
+    if BLOCK_N > PIECE:
+        b_left, b_right = halves(b_h)
+        right = column + BLOCK_N // 2
+        b_left = hidden(b_left, column, i_m, p_bias, p_h, p_g, rows, width, KIND, KEEP, WRITE)
+        b_right = hidden(b_right, right, i_m, p_bias, p_h, p_g, rows, width, KIND, KEEP, WRITE)
+        b_g = joined(b_left, b_right)
+    else:
+        o_first, o_tile, m_tile, o_r = place(i_m, column, rows, width, BLOCK_M, BLOCK_N)
+        b_h += tl.load(p_bias + o_r, mask=o_r < width, other=0.0).to(tl.float32)[None, :]
+        if KEEP:
+            tl.store(p_h + o_first + o_tile, b_h.to(p_h.dtype.element_ty), mask=m_tile)
+        b_g, _ = value_and_slope(b_h, KIND)
+        b_g = b_g.to(p_h.dtype.element_ty)
+        if WRITE:
+            tl.store(p_g + o_first + o_tile, b_g, mask=m_tile)
     return b_g
 
 
 @triton.jit
-def finish_hidden_gradient(
+def hidden_gradient(
     b_dg,
     column,
     i_m,
@@ -45,31 +75,31 @@ def finish_hidden_gradient(
     WEIGHTS: tl.constexpr,  # whether weights get gradients: g and the sums of dh are written
     WRITE: tl.constexpr,  # whether dh is written
 ):
-    """dh = scale * dg * act'(h) of the columns from `column` on; of rows past the last one it is 0."""
+    """dh = scale * dg * act'(h) of the columns from `column` on, in the dtype of h; of rows past the last one 0."""
     BLOCK_M: tl.constexpr = b_dg.shape[0]
-    o_first, o_tile, m_tile, o_r = place(i_m, column, rows, width, BLOCK_M, b_dg.shape[1])
-    b_h = tl.load(p_h + o_first + o_tile, mask=m_tile, other=0.0).to(tl.float32)
-    b_g, b_slope = value_and_slope(b_h, KIND)
-    b_dh = tl.where(m_tile, b_dg * b_slope * scale, 0.0)
-    if WRITE:
-        tl.store(p_dh + o_first + o_tile, b_dh.to(p_dh.dtype.element_ty), mask=m_tile)
-    if WEIGHTS:
-        tl.store(p_g + o_first + o_tile, (b_g * scale).to(p_g.dtype.element_ty), mask=m_tile)
-        write_sum(p_sums, i_m, o_r, width, sums_stride, b_dh)
-    return b_dh
-
-
-@triton.jit
-def write_hidden(b_h, column, i_m, p_bias, p_h, p_g, rows, width, KIND: tl.constexpr, KEEP: tl.constexpr):
-    BLOCK_N: tl.constexpr = b_h.shape[1]
-    if BLOCK_N > PIECE:
-        b_left, b_right = halves(b_h)
-        write_hidden(b_left, column, i_m, p_bias, p_h, p_g, rows, width, KIND, KEEP)
-        write_hidden(b_right, column + BLOCK_N // 2, i_m, p_bias, p_h, p_g, rows, width, KIND, KEEP)
+    BLOCK_N: tl.constexpr = b_dg.shape[1]
+    if BLOCK_N > PIECE // 2:
+        b_left, b_right = halves(b_dg)
+        right = column + BLOCK_N // 2
+        b_left = hidden_gradient(
+            b_left, column, i_m, p_h, p_dh, p_g, p_sums, rows, width, sums_stride, scale, KIND, WEIGHTS, WRITE
+        )
+        b_right = hidden_gradient(
+            b_right, right, i_m, p_h, p_dh, p_g, p_sums, rows, width, sums_stride, scale, KIND, WEIGHTS, WRITE
+        )
+        b_out = joined(b_left, b_right)
     else:
-        b_g = finish_hidden(b_h, column, i_m, p_bias, p_h, rows, width, KIND, KEEP)
-        o_first, o_tile, m_tile, _ = place(i_m, column, rows, width, b_h.shape[0], BLOCK_N)
-        tl.store(p_g + o_first + o_tile, b_g.to(p_g.dtype.element_ty), mask=m_tile)
+        o_first, o_tile, m_tile, o_r = place(i_m, column, rows, width, BLOCK_M, BLOCK_N)
+        b_h = tl.load(p_h + o_first + o_tile, mask=m_tile, other=0.0).to(tl.float32)
+        b_g, b_slope = value_and_slope(b_h, KIND)
+        b_dh = tl.where(m_tile, b_dg * b_slope * scale, 0.0)
+        b_out = b_dh.to(p_h.dtype.element_ty)
+        if WRITE:
+            tl.store(p_dh + o_first + o_tile, b_out, mask=m_tile)
+        if WEIGHTS:
+            tl.store(p_g + o_first + o_tile, (b_g * scale).to(p_g.dtype.element_ty), mask=m_tile)
+            write_sum(p_sums, i_m, o_r, width, sums_stride, b_dh)
+    return b_out
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -95,23 +125,7 @@ def hidden_kernel(
     """The first of two launches forward: h = x Wᵀ + b, g = act(h)."""
     i_m, i_n = tile(rows, width, BLOCK_M, BLOCK_N, GROUP)
     b_h = product(p_x, p_down, i_m, i_n, rows, width, dim, 1, dim, PRECISION, EVEN_N, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K)
-    write_hidden(b_h, i_n * BLOCK_N, i_m, p_bias, p_h, p_g, rows, width, KIND, KEEP)
-
-
-@triton.jit
-def write_hidden_gradient(
-    b_dg, column, i_m, p_h, p_dh, p_g, p_sums, rows, width, scale, KIND: tl.constexpr, WEIGHTS: tl.constexpr
-):
-    BLOCK_N: tl.constexpr = b_dg.shape[1]
-    if BLOCK_N > PIECE // 2:
-        b_left, b_right = halves(b_dg)
-        write_hidden_gradient(b_left, column, i_m, p_h, p_dh, p_g, p_sums, rows, width, scale, KIND, WEIGHTS)
-        right = column + BLOCK_N // 2
-        write_hidden_gradient(b_right, right, i_m, p_h, p_dh, p_g, p_sums, rows, width, scale, KIND, WEIGHTS)
-    else:
-        finish_hidden_gradient(
-            b_dg, column, i_m, p_h, p_dh, p_g, p_sums, rows, width, width, scale, KIND, WEIGHTS, True
-        )
+    hidden(b_h, i_n * BLOCK_N, i_m, p_bias, p_h, p_g, rows, width, KIND, KEEP, True)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -141,7 +155,7 @@ def hidden_gradient_kernel(
     b_dg = product(
         p_dy, p_up, i_m, i_n, rows, width, dim, width, 1, PRECISION, EVEN_N, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K
     )
-    write_hidden_gradient(b_dg, i_n * BLOCK_N, i_m, p_h, p_dh, p_g, p_sums, rows, width, scale, KIND, WEIGHTS)
+    hidden_gradient(b_dg, i_n * BLOCK_N, i_m, p_h, p_dh, p_g, p_sums, rows, width, width, scale, KIND, WEIGHTS, True)
 
 
 @triton.jit
@@ -216,7 +230,7 @@ def bottleneck_kernel(
     """y = x + scale * (act(x Wᵀ + b) Vᵀ + a)."""
     i_m = tl.program_id(0)
     b_h = product(p_x, p_down, i_m, 0, rows, width, dim, 1, dim, PRECISION, EVEN_R, EVEN_D, BLOCK_M, BLOCK_R, BLOCK_D)
-    b_g = finish_hidden(b_h, 0, i_m, p_down_bias, p_h, rows, width, KIND, KEEP).to(p_x.dtype.element_ty)
+    b_g = hidden(b_h, 0, i_m, p_down_bias, p_h, p_h, rows, width, KIND, KEEP, False)
     expand(
         b_g,
         p_up,
@@ -270,11 +284,11 @@ def bottleneck_backward_kernel(
     i_m = tl.program_id(0)
     b_dg = product(p_dy, p_up, i_m, 0, rows, width, dim, width, 1, PRECISION, EVEN_R, EVEN_D, BLOCK_M, BLOCK_R, BLOCK_D)
     sums_stride = width + dim
-    b_dh = finish_hidden_gradient(
+    b_dh = hidden_gradient(
         b_dg, 0, i_m, p_h, p_dh, p_g, p_sums, rows, width, sums_stride, scale, KIND, WEIGHTS, WEIGHTS
     )
     expand(
-        b_dh.to(p_dy.dtype.element_ty),
+        b_dh,
         p_down,
         dim,
         1,

@@ -2,34 +2,54 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
-from ..operands import Geometry
-from .mixer_kernels import difference_backward_kernel, mixer_forward_kernel, temporal_backward_kernel
+from ..operands import Branches, Geometry
+from .device import tuned
+from .mixer_kernels import mixer_backward_kernel, mixer_forward_kernel
 
-SUMS = 24  # rows of weight gradients: 3 + 1 + 1 of TE, 9 + 1 of TD, 9 sums of du over patches with that neighbour
+SUMS = 16  # rows of weight gradients: three taps, du and dh of TE, nine taps, du and the bias under them of TD
 
 
 class MixerConfig(NamedTuple):
-    """Tile of a program: tokens, channels, warps."""
+    """Tile of a program: tokens, channels, warps; and how many tiles of a clip a backward program sums over."""
 
     tokens: int
     channels: int
     warps: int
+    tiles: int = 1
 
 
 def mixer_config(width: int, itemsize: int, backward: bool) -> MixerConfig:
-    """The static rule: rows of 128 bytes, and the largest tile whose values stay in registers.
+    """The static rule: 32 tokens of 32 channels, eight values a thread, or four where eleven sums belong to each.
 
-    The compiler's report decides (tests/test_triton_compile.py): with twice the tokens the forward kernel and the
-    backward kernel of the difference branch spill on every architecture.
+    Tokens decide how often a value is read from the cache: a tile of P consecutive tokens needs P + 2 (W + 1) of them
+    in a grid W wide. More values a thread leave no registers for a second program. Four tiles a backward program keep
+    the partial sums under a hundredth of what it reads and writes.
     """
-    channels = min(128 // itemsize, triton.next_power_of_2(width))
-    return MixerConfig(tokens=max((256 if backward else 512) // channels, 1), channels=channels, warps=4)
+    channels = min(32, triton.next_power_of_2(width))
+    if width * itemsize % 16:  # rows begin anywhere, and values are read one by one
+        return MixerConfig(256 // channels, channels, 4, 8 if backward else 1)
+    return MixerConfig(32, channels, 8, 4) if backward else MixerConfig(32, channels, 4)
+
+
+def mixer_candidates(width: int, itemsize: int, backward: bool) -> list[MixerConfig]:
+    """What a tuner may try, the static rule's first: other shapes of a tile with no more values a thread."""
+    rule = mixer_config(width, itemsize, backward)
+    if width * itemsize % 16:
+        return [rule]
+    wide = min(64, triton.next_power_of_2(width))
+    if backward:
+        tiles = [(32, rule.channels, 8), (16, rule.channels, 4), (16, wide, 8)]
+        others = [MixerConfig(*tile, steps) for tile in tiles for steps in (2, 4, 8)]
+    else:
+        tiles = [(64, rule.channels, 8), (32, rule.channels, 8), (16, wide, 4), (32, wide, 8), (64, rule.channels, 4)]
+        others = [MixerConfig(*tile) for tile in tiles]
+    return list(dict.fromkeys([rule, *others]))
 
 
 class Mixer:
@@ -50,75 +70,97 @@ class Mixer:
         self.difference = _tap_major(difference)
         self.width = (temporal or difference)[0].shape[0]
 
-    def forward(self, h: Tensor, u: Tensor) -> None:
-        """Write u of h."""
-        nothing = h.new_empty(0, dtype=torch.float32)
-        taps = (*(self.temporal or [nothing] * 2), *(self.difference or [nothing] * 3))
-        config, (programs, *blocks) = self._launch(h, backward=False)
-        mixer_forward_kernel[programs,](
+    @classmethod
+    def of(cls, branches: Branches, geometry: Geometry) -> Mixer:
+        """The mixer of an adapter's weights."""
+        return cls(branches.temporal[2:4], branches.difference_arguments(), branches.shared, geometry)
+
+    def forward(self, h: Tensor, u: Tensor, config: MixerConfig | None = None) -> None:
+        """Write u of h: each value is read once from memory and written once."""
+        config = config or self._config(h, backward=False)
+        blocks_c, blocks_p = self.blocks(config.channels), triton.cdiv(h.shape[1], config.tokens)
+        mixer_forward_kernel[blocks_c * blocks_p * self._clips(h),](
             h,
             u,
-            *taps,
-            *blocks,
-            self.geometry.num_frames,
-            h.shape[1],
-            *self.geometry.grid,
-            self.width,
-            h.shape[2],
-            TEMPORAL=bool(self.temporal),
-            DIFFERENCE=bool(self.difference),
-            SHARED=self.shared,
-            CLASS=int(self.geometry.class_token),
+            *self.weights(h),
+            blocks_c,
+            blocks_p,
+            *self.sizes(h),
+            **self.switches(),
             BLOCK_P=config.tokens,
             BLOCK_C=config.channels,
             num_warps=config.warps,
+            enable_fp_fusion=True,
         )
 
-    def backward(self, h: Tensor, du: Tensor, u: Tensor | None, dh: Tensor) -> list[Tensor]:
-        """Write dh, and u once more unless it is None; return the fp32 gradients.
+    def backward(
+        self, h: Tensor, du: Tensor, dh: Tensor, need_w: bool = True, config: MixerConfig | None = None
+    ) -> list[Tensor]:
+        """Write dh; return the fp32 gradients, none unless they are needed.
 
         They are those of TE's conv_weight, conv_bias and down-projection bias, then the same of TD; a branch that is
-        off has none.
+        off has none. du is read once and, where gradients are needed, h; shared columns are gone through twice.
         """
-        config, (programs, *blocks) = self._launch(h, backward=True)
-        sums = torch.empty(programs // blocks[0], SUMS, self.width, dtype=torch.float32, device=h.device)
-        sizes = (*blocks, self.geometry.num_frames, h.shape[1])
-        tiles = {"BLOCK_P": config.tokens, "BLOCK_C": config.channels, "num_warps": config.warps}
-        mix, gradients = u is not None, []
-        u = dh if u is None else u
-        if self.temporal:
-            tensors = (h, du, u, dh, *self.temporal, sums)
-            temporal_backward_kernel[programs,](*tensors, *sizes, self.width, h.shape[2], MIX=mix, **tiles)
-        if self.difference:
-            column = self.width if self.temporal and not self.shared else 0
-            tensors = (*(tensor[..., column:] for tensor in (h, du, u, dh)), *self.difference, sums)
-            difference_backward_kernel[programs,](
-                *tensors,
-                *sizes,
-                *self.geometry.grid,
-                self.width,
-                h.shape[2],
-                MIX=mix,
-                ADD=self.shared and bool(self.temporal),
-                CLASS=int(self.geometry.class_token),
-                **tiles,
-            )
-        total = sums.sum(dim=0)
+        config = config or self._config(h, backward=True)
+        blocks_c, groups = self.blocks(config.channels), triton.cdiv(h.shape[1], config.tokens * config.tiles)
+        rows = groups * self._clips(h)
+        sums = torch.empty(rows if need_w else 0, SUMS, self.width, dtype=torch.float32, device=h.device)
+        te_taps, _, td_taps, _, down_bias = self.weights(h)
+        mixer_backward_kernel[blocks_c * rows,](
+            h,
+            du,
+            dh,
+            te_taps,
+            td_taps,
+            down_bias,
+            sums,
+            blocks_c,
+            groups,
+            *self.sizes(h),
+            **self.switches(),
+            WEIGHTS=need_w,
+            BLOCK_P=config.tokens,
+            BLOCK_C=config.channels,
+            TILES=config.tiles,
+            num_warps=config.warps,
+            enable_fp_fusion=True,
+        )
+        return self._gradients(sums.sum(dim=0)) if need_w else []
+
+    def weights(self, h: Tensor) -> list[Tensor]:
+        """TE's taps (3, R) and bias, TD's taps (9, R), bias and down-projection bias; of a branch that is off, none."""
+        nothing = h.new_empty(0, dtype=torch.float32)
+        return [*(self.temporal or [nothing] * 2), *(self.difference or [nothing] * 3)]
+
+    def sizes(self, h: Tensor) -> tuple[int, ...]:
+        """Frames, tokens, height and width of the grid, R, C."""
+        return self.geometry.num_frames, h.shape[1], *self.geometry.grid, self.width, h.shape[2]
+
+    def switches(self) -> dict[str, Any]:
+        """The kernels' constants."""
+        branches = {"TEMPORAL": bool(self.temporal), "DIFFERENCE": bool(self.difference)}
+        return branches | {"SHARED": self.shared, "CLASS": int(self.geometry.class_token)}
+
+    def blocks(self, channels: int) -> int:
+        """Blocks of so many channels: two branches in columns of their own have theirs each."""
+        apart = bool(self.temporal) and bool(self.difference) and not self.shared
+        return triton.cdiv(self.width, channels) * (2 if apart else 1)
+
+    def _config(self, h: Tensor, backward: bool) -> MixerConfig:
+        """What was measured on the device of h, or else the static rule's tile."""
+        question = self.width, h.element_size(), backward
+        return tuned("mixer", mixer_config(*question), h.device, *question)
+
+    def _clips(self, h: Tensor) -> int:
+        return h.shape[0] // self.geometry.num_frames
+
+    def _gradients(self, total: Tensor) -> list[Tensor]:
+        gradients = []
         if self.temporal:
             gradients += [total[:3].t().reshape(self.width, 1, 3), total[3], total[4]]
         if self.difference:
-            taps, _, down_bias = self.difference
-            reach = total[15:24]
-            weight = (total[5:14] + down_bias * reach).t().reshape(self.width, 1, 3, 3)
-            gradients += [weight, total[14], (taps * reach).sum(dim=0)]
+            gradients += [total[5:14].t().reshape(self.width, 1, 3, 3), total[14], total[15]]
         return gradients
-
-    def _launch(self, h: Tensor, backward: bool) -> tuple[MixerConfig, tuple[int, int, int]]:
-        """Configuration, and the programs with their blocks of channels and of tokens."""
-        frames, tokens, _ = h.shape
-        config = mixer_config(self.width, h.element_size(), backward)
-        blocks_c, blocks_p = triton.cdiv(self.width, config.channels), triton.cdiv(tokens, config.tokens)
-        return config, (blocks_c * blocks_p * (frames // self.geometry.num_frames), blocks_c, blocks_p)
 
 
 def _tap_major(tensors: list[Tensor]) -> list[Tensor]:

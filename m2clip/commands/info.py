@@ -49,6 +49,7 @@ def _print(found: dict[str, Any]) -> None:
 
     rows = [(name, version or "not installed") for name, version in found["versions"].items()]
     rows += [("devices", ", ".join(found["devices"])), *_build_rows(found["build"])]
+    rows += _cuda_rows(found["cuda_build"])
     console().print(table(("what", "version"), rows))
     states = [
         (name, "on" if state["available"] else "off", state["reason"]) for name, state in found["backends"].items()
@@ -77,6 +78,15 @@ def _build_rows(build: dict[str, Any]) -> list[tuple[str, str]]:
         ("compiled extension", f"{build['compiler']}\n{build['flags']}"),
         ("instruction set", f"{build['instruction_set']} (also there: {', '.join(others) or 'none'})"),
         ("its threads", threads[build["threads"]]),
+    ]
+
+
+def _cuda_rows(build: dict[str, Any]) -> list[tuple[str, str]]:
+    if not build["cuda"]:
+        return [("CUDA extension", f"none: {build['reason']}")]
+    return [
+        ("CUDA extension", f"{build['compiler']}\n{build['flags']}"),
+        ("its machine code", ", ".join(f"sm_{name}" for name in build["architectures"])),
     ]
 
 

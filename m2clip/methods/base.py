@@ -61,6 +61,7 @@ class VideoModel(nn.Module):
         tokenizer: PromptTokenizer | None,
     ) -> None:
         super().__init__()
+        self.precision = "fp32"  # what frozen weights are kept in, see set_precision
         if num_frames < 1:
             raise InputError(f"num_frames must be at least 1, got {num_frames}")
         self.num_frames, self.prompt = num_frames, prompt
@@ -175,6 +176,7 @@ class VideoModel(nn.Module):
         for parameter in self.parameters():
             if not parameter.requires_grad and parameter is not self.logit_scale:
                 parameter.data = parameter.data.to(PRECISIONS[precision])
+        self.precision = precision
         self._text_cache = None
 
     @contextmanager

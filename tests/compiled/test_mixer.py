@@ -1,37 +1,66 @@
-"""The mixer's kernels in every configuration of the static rule, compiled without a GPU."""
+"""The mixer's kernels in every configuration of the static rule and of the tuner, compiled without a GPU."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from m2clip.kernels.triton import mixer, mixer_kernels
+from m2clip.kernels.triton.mixer import MixerConfig, mixer_candidates, mixer_config
+from m2clip.kernels.triton.mixer_kernels import mixer_backward_kernel, mixer_forward_kernel
 from tests.compiled.compiling import SHARED_MEMORY, TYPES, compiled, fits, spilled
+
+VALUES = ("p_h", "p_u", "p_du", "p_dh")
+FLOATS = ("p_te_taps", "p_te_bias", "p_td_taps", "p_td_bias", "p_down_bias", "p_sums")
+ALIGNED = (*VALUES, *FLOATS, "width", "columns")
+BOTH = {"TEMPORAL": True, "DIFFERENCE": True, "SHARED": False, "CLASS": 1}
+
+
+def kernel(
+    backward: bool,
+    config: MixerConfig,
+    architecture: int,
+    dtype: torch.dtype,
+    switches: dict[str, Any],
+    aligned: Collection[str] = ALIGNED,
+) -> Any:
+    types = dict.fromkeys(VALUES, f"*{TYPES[dtype]}") | dict.fromkeys(FLOATS, "*fp32")
+    constants = switches | {"BLOCK_P": config.tokens, "BLOCK_C": config.channels}
+    if backward:
+        constants |= {"WEIGHTS": True, "TILES": config.tiles}
+    function = mixer_backward_kernel if backward else mixer_forward_kernel
+    return compiled(function, architecture, types, constants, aligned, num_warps=config.warps)
 
 
 @pytest.mark.parametrize("architecture", SHARED_MEMORY)
-@pytest.mark.parametrize("dtype", TYPES, ids=str)
-@pytest.mark.parametrize("layout", ["both", "shared", "temporal", "difference"])
-def test_mixer(architecture: int, dtype: torch.dtype, layout: str, tmp_path: Path) -> None:
-    temporal, difference = layout != "difference", layout != "temporal"
-    values = dict.fromkeys(("p_h", "p_u", "p_du", "p_dh"), f"*{TYPES[dtype]}")
-    floats = ("p_te_taps", "p_te_bias", "p_td_taps", "p_td_bias", "p_taps", "p_bias", "p_down_bias", "p_sums")
-    types = values | dict.fromkeys(floats, "*fp32")
-    for width in (64, 384):
-        for backward in (False, True):
-            config = mixer.mixer_config(width, dtype.itemsize, backward)
-            tiles = {"BLOCK_P": config.tokens, "BLOCK_C": config.channels}
-            if not backward:
-                switches = {"TEMPORAL": temporal, "DIFFERENCE": difference, "SHARED": layout == "shared", "CLASS": 1}
-                kernels = [(mixer_kernels.mixer_forward_kernel, switches)]
-            else:
-                kernels = [(mixer_kernels.temporal_backward_kernel, {"MIX": True})] if temporal else []
-                if difference:
-                    switches = {"MIX": True, "ADD": layout == "shared", "CLASS": 1}
-                    kernels.append((mixer_kernels.difference_backward_kernel, switches))
-            for kernel, constants in kernels:
-                found = compiled(kernel, architecture, types, constants | tiles, num_warps=config.warps)
-                assert fits(found, architecture)
-                assert spilled(found, tmp_path) <= 2 * 8  # two addresses; the tile twice as large: hundreds of bytes
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shared", [False, True], ids=["both", "shared"])
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+def test_static_rule(backward, shared, dtype, architecture, tmp_path: Path) -> None:
+    config = mixer_config(384, dtype.itemsize, backward)
+    found = kernel(backward, config, architecture, dtype, BOTH | {"SHARED": shared})
+    assert fits(found, architecture)
+    assert spilled(found, tmp_path) <= 2 * 8  # two addresses; a larger tile: hundreds of bytes
+    assert "ld.global.v4.b32" in found.asm["ptx"] or (backward and "ld.global.v2.b32" in found.asm["ptx"])
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+def test_widths_that_are_not_aligned(backward, tmp_path: Path) -> None:
+    config = mixer_config(37, 2, backward)
+    found = kernel(backward, config, 90, torch.float16, BOTH, aligned=VALUES)
+    assert fits(found, 90)
+    assert spilled(found, tmp_path) <= 2 * 8
+
+
+@pytest.mark.parametrize(
+    ("backward", "config"),
+    [(backward, config) for backward in (False, True) for config in mixer_candidates(384, 2, backward)[1:]],
+    ids=str,
+)
+def test_candidates(backward, config, tmp_path: Path) -> None:
+    found = kernel(backward, config._replace(tiles=1), 90, torch.bfloat16, BOTH)
+    assert fits(found, 90)
+    assert spilled(found, tmp_path) <= 2 * 8

@@ -356,6 +356,8 @@ inline void __syncwarp(unsigned mask = 0xffffffffu) {
     cuda_emulator::exchange(mask, 0, [](auto) { return 0; });
 }
 inline void __threadfence() {}
+using std::max;
+using std::min;
 
 template <typename T>
 T __shfl_sync(unsigned mask, T value, int source) {

@@ -63,6 +63,7 @@ inline uint32_t rounded(uint32_t bits, unsigned dropped) {
 
 }  // namespace cuda_emulator
 
+inline float __uint_as_float(unsigned x) { return cuda_emulator::float_of(x); }
 inline float __bfloat162float(__nv_bfloat16 x) { return cuda_emulator::float_of(uint32_t{x.bits} << 16); }
 inline __nv_bfloat16 __float2bfloat16_rn(float x) {
     const uint32_t bits = cuda_emulator::bits_of(x);
@@ -104,6 +105,10 @@ constexpr cudaError_t cudaSuccess = 0, cudaErrorInvalidValue = 1;
 constexpr int cudaFuncAttributeMaxDynamicSharedMemorySize = 8;
 
 inline const char* cudaGetErrorString(cudaError_t error) { return error == cudaSuccess ? "no error" : "invalid argument"; }
+inline cudaError_t cudaDriverGetVersion(int* version) {
+    *version = 0;
+    return cudaSuccess;
+}
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 template <typename Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel*, int, int) { return cudaSuccess; }

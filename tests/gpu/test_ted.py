@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.workloads import ted
+from benchmarks.workloads import planned, plans, ted, ted_weights
 from tests.gpu.workloads import BACKENDS, DTYPES, assert_proven, require
 from tests.kernels.test_native_ted import FRAMES, GRIDS, LAYOUTS
 
@@ -52,6 +52,37 @@ def test_odd_widths(dim, width, backend):
 @pytest.mark.parametrize("frames", [33, 64])
 def test_long_clips(frames, backend):
     assert_proven(ted(1, frames, (7, 7), 64, 48), backend, torch.bfloat16)
+
+
+@on_every_backend
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", CLIP_SHAPES)
+def test_every_plan(shape, layout, backend):
+    require(backend)
+    clips, frames, grid, dim, width = CLIP_SHAPES[shape]
+    work = ted(clips, frames, grid, dim, width, layout)
+    for dtype in DTYPES:
+        leaves = work.placed(dtype)
+        for plan in plans(backend, leaves["x"], ted_weights(leaves, layout), frames, grid)[1:]:
+            with planned(backend, plan):
+                assert_proven(work, backend, dtype)
+
+
+@on_every_backend
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_every_plan_of_odd_shapes(grid, layout, backend):
+    require(backend)
+    for frames, width in ((1, 64), (3, 19), (8, 40)):
+        work = ted(2, frames, grid, 64 if width == 64 else 72, width, layout, class_token=width != 40)
+        leaves = work.placed(torch.bfloat16)
+        for plan in plans(backend, leaves["x"], ted_weights(leaves, layout), frames, grid)[1:]:
+            with planned(backend, plan):
+                assert_proven(work, backend, torch.bfloat16)
+                first = work.results(leaves, backend)
+                for _ in range(4):
+                    again = work.results(leaves, backend)
+                    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
 @on_every_backend

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 
-from benchmarks.workloads import Workload, bottleneck, gelu, in_double, loss, ted
+from benchmarks.workloads import DEVICE, Workload, bottleneck, gelu, in_double, loss, ted
 from m2clip import kernels
 from tests.kernels.proof import assert_as_exact
 
@@ -41,6 +41,6 @@ def require(backend: str) -> None:
 def assert_proven(work: Workload, backend: str, dtype: torch.dtype) -> None:
     """Output and gradients are as close to fp64 as those of eager PyTorch in the same dtype."""
     require(backend)
-    leaves = work.placed(dtype)
+    leaves = work.placed(dtype, DEVICE)
     exact = work.results(in_double(leaves), "reference")
     assert_as_exact(exact, work.results(leaves, "reference"), work.results(leaves, backend))

@@ -125,7 +125,7 @@ def test_without_the_extension_everything_runs_and_says_so(adapter, monkeypatch)
 def test_explanations_are_readable():
     text = str(kernels.explain("ted_adapter", torch.randn(4, 5, 8)))
     assert text.splitlines()[0].startswith("ted_adapter: ")
-    assert "not cuda: this version of m2clip has no cuda kernels" in text
+    assert "\n  not cuda: " in text
     assert set(kernels.backend_states()) == set(kernels.BACKENDS)
 
 

@@ -55,11 +55,11 @@ def loss_and_gradients(loss: Callable[..., Tensor], *inputs: Tensor) -> list[Ten
     return found
 
 
-def possible_size(tensor: Tensor) -> float:
+def possible_size(tensor: Tensor, scale: float) -> float:
     """How large a feature's, or the scale's, gradient can be: (softmax - target) has the rounding errors of 1."""
     if tensor.dim() == 0:
         return 1.0
-    return (SCALE / tensor.double().norm(dim=1)).norm().item() / max(1, len(tensor))
+    return (scale / tensor.double().norm(dim=1)).norm().item() / max(1, len(tensor))
 
 
 def assert_as_accurate(ours: Callable[..., Tensor], eager: Callable[..., Tensor], samples: list[tuple]) -> None:
@@ -71,7 +71,8 @@ def assert_as_accurate(ours: Callable[..., Tensor], eager: Callable[..., Tensor]
             [(a - b).norm().item() for a, b in zip(loss_and_gradients(loss, *inputs), truth, strict=True)]
             for loss in (ours, eager)
         ]
-        possible = [SCALE / 10, *(possible_size(tensor) for tensor in inputs if is_float(tensor))]
+        scale = abs(inputs[-1].item())
+        possible = [scale / 10, *(possible_size(tensor, scale) for tensor in inputs if is_float(tensor))]
         roundings = [ROUNDINGS * (b.norm().item() + size) for b, size in zip(truth, possible, strict=True)]
         rows.append([*errors, roundings])
     for index, factor in enumerate([LOSS_FACTOR, *[GRADIENT_FACTOR] * (len(rows[0][0]) - 1)]):

@@ -1,0 +1,188 @@
+"""The forward pass of the TED-Adapter in one launch: launches of one_pass_kernels.py and their configurations."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from ..operands import Branches, Geometry
+from .device import architecture, precision, shared_memory, tuned
+from .mixer import Mixer
+from .one_pass_kernels import one_pass_narrow_kernel, one_pass_wide_kernel
+
+WIDEST_NARROW = 256  # columns of h, which one tile of the narrow plan holds
+_PROGRAMS = 2  # on a multiprocessor at a time
+
+
+class NarrowConfig(NamedTuple):
+    """Rows of a tile, columns of y and depth of x at a time, stages of both pipelines, warps."""
+
+    rows: int
+    columns: int
+    depth: int
+    stages: int
+    warps: int
+
+
+class WideConfig(NamedTuple):
+    """Tile of a product, pipeline stages, warps, and the mixer's tile of tokens and channels."""
+
+    rows: int
+    columns: int
+    depth: int
+    stages: int
+    warps: int
+    tokens: int
+    channels: int
+
+
+def block_of(width: int) -> int:
+    """The block that holds so many columns; tensor cores take 16 at least."""
+    return max(triton.next_power_of_2(width), 16)
+
+
+def narrow_config(width: int, columns: int, dtype: torch.dtype, architecture: int) -> NarrowConfig:
+    """The static rule for R channels a branch in C columns: 128 rows to each pass over the weights, if u and h fit."""
+    if dtype == torch.float32:
+        return NarrowConfig(64, 32, 32, 2, 8)
+    if width > 64 or columns > 128:
+        return NarrowConfig(64, 64, 32, 2, 8)
+    return NarrowConfig(128, 64, 64, 3 if shared_memory(architecture) > 99 * 1024 else 2, 8)
+
+
+def narrow_candidates(width: int, columns: int, dtype: torch.dtype, architecture: int) -> list[NarrowConfig]:
+    """What a tuner may try, the static rule's first."""
+    rule = narrow_config(width, columns, dtype, architecture)
+    others = [rule._replace(rows=64, warps=4), rule._replace(stages=2), rule._replace(depth=32)]
+    return list(dict.fromkeys([rule, *others]))
+
+
+def wide_config(width: int, dtype: torch.dtype, architecture: int) -> WideConfig:
+    """The static rule for R channels of a branch: the projections' tiles, and the mixer's in as many warps."""
+    channels = min(32, triton.next_power_of_2(width))
+    if dtype == torch.float32:
+        return WideConfig(64, 64, 32, 2, 8, 32, channels)
+    return WideConfig(128, 128, 64, 3 if shared_memory(architecture) > 99 * 1024 else 2, 8, 32, channels)
+
+
+def wide_candidates(width: int, dtype: torch.dtype, architecture: int) -> list[WideConfig]:
+    """What a tuner may try, the static rule's first."""
+    rule = wide_config(width, dtype, architecture)
+    others = [rule._replace(tokens=64), rule._replace(stages=2), rule._replace(columns=64, warps=4)]
+    return list(dict.fromkeys([rule, *others]))
+
+
+def forward_narrow(
+    x: Tensor, branches: Branches, geometry: Geometry, residual: bool, config: NarrowConfig | None = None
+) -> tuple[Tensor, Tensor]:
+    """y (B*T, L, D) and h (B*T, L, C) of contiguous x; C at most `WIDEST_NARROW`.
+
+    Reads x twice, the second time from the cache as long as it holds the clips between the stages; writes h and y, and
+    reads h from the cache.
+    """
+    h, y, mixer = x.new_empty(branches.hidden_shape(x)), torch.empty_like(x), Mixer.of(branches, geometry)
+    frames, tokens, dim = x.shape
+    columns = h.shape[2]
+    if config is None:
+        question = mixer.width, columns, x.dtype, architecture(x.device)
+        config = tuned("one_pass_narrow", narrow_config(*question), x.device, *question)
+    clips, step = frames // geometry.num_frames, 2 * triton.cdiv(geometry.num_frames * tokens, config.rows)
+    ahead = _ahead(step, x.device)
+    one_pass_narrow_kernel[(clips + ahead) * step,](
+        x,
+        *_down(branches, h),
+        h,
+        *mixer.weights(h),
+        branches.up_weight().contiguous(),
+        *branches.up_biases(),
+        y,
+        torch.zeros(1 + clips, dtype=torch.int32, device=x.device),
+        clips,
+        ahead,
+        *mixer.sizes(h),
+        dim,
+        **_switches(mixer, branches, x, residual),
+        EVEN_C=block_of(columns) == columns,
+        EVEN_D=dim % config.depth == 0,
+        BLOCK_M=config.rows,
+        BLOCK_N=config.columns,
+        BLOCK_K=config.depth,
+        BLOCK_C=block_of(columns),
+        BLOCK_R=block_of(mixer.width),
+        num_stages=config.stages,
+        num_warps=config.warps,
+    )
+    return y, h
+
+
+def forward_wide(
+    x: Tensor, branches: Branches, geometry: Geometry, residual: bool, config: WideConfig | None = None
+) -> tuple[Tensor, Tensor]:
+    """y (B*T, L, D) and h (B*T, L, C) of contiguous x.
+
+    Moves the bytes of three launches, h and u whole, of which the cache serves those that a stage reads again: x, h and
+    u of the clips between the stages.
+    """
+    h, y, mixer = x.new_empty(branches.hidden_shape(x)), torch.empty_like(x), Mixer.of(branches, geometry)
+    frames, tokens, dim = x.shape
+    columns = h.shape[2]
+    if config is None:
+        question = mixer.width, x.dtype, architecture(x.device)
+        config = tuned("one_pass_wide", wide_config(*question), x.device, *question)
+    clips, blocks_c = frames // geometry.num_frames, mixer.blocks(config.channels)
+    blocks_n = triton.cdiv(columns, config.columns) + triton.cdiv(dim, config.columns)
+    blocks_m = triton.cdiv(geometry.num_frames * tokens, config.rows)
+    step = blocks_m * blocks_n + triton.cdiv(tokens, config.tokens) * blocks_c
+    ahead = _ahead(step, x.device)
+    one_pass_wide_kernel[(clips + 2 * ahead) * step,](
+        x,
+        *_down(branches, h),
+        h,
+        *mixer.weights(h),
+        torch.empty_like(h),
+        branches.up_weight().contiguous(),
+        *branches.up_biases(),
+        y,
+        torch.zeros(1 + 2 * clips, dtype=torch.int32, device=x.device),
+        clips,
+        ahead,
+        blocks_c,
+        *mixer.sizes(h),
+        dim,
+        **_switches(mixer, branches, x, residual),
+        EVEN_C=columns % config.columns == 0 and columns % config.depth == 0,
+        EVEN_D=dim % config.columns == 0 and dim % config.depth == 0,
+        BLOCK_M=config.rows,
+        BLOCK_N=config.columns,
+        BLOCK_K=config.depth,
+        BLOCK_P=config.tokens,
+        BLOCK_C=config.channels,
+        num_stages=config.stages,
+        num_warps=config.warps,
+    )
+    return y, h
+
+
+def _down(branches: Branches, h: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the down-projection; memory that is not read where it has no bias."""
+    bias = branches.down_bias()
+    return branches.down_weight().contiguous(), h if bias is None else bias
+
+
+def _switches(mixer: Mixer, branches: Branches, x: Tensor, residual: bool) -> dict[str, Any]:
+    switches = mixer.switches() | {"RESIDUAL": residual, "BIAS": branches.down_bias() is not None}
+    return switches | {"PRECISION": precision(x.dtype), "enable_fp_fusion": True}
+
+
+def _ahead(step: int, device: torch.device) -> int:
+    """Clips between two stages, of so many tiles a clip: a tile's predecessors have been done when its turn comes."""
+    return triton.cdiv(_PROGRAMS * _multiprocessors(device.index) if device.type == "cuda" else 1, step)
+
+
+@functools.cache
+def _multiprocessors(index: int) -> int:
+    return torch.cuda.get_device_properties(index).multi_processor_count

@@ -1,0 +1,85 @@
+"""What benchmarks/byte_model.py counts, against sizes that are known otherwise."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks import byte_model, traffic
+from m2clip.kernels.implementations import implementation
+from m2clip.kernels.operands import Geometry
+from m2clip.kernels.triton.mixer import Mixer
+
+
+def test_an_element_wise_kernel_reads_and_writes_once():
+    h, bias = torch.randn(100, 96, dtype=torch.float16), torch.randn(96, dtype=torch.float16)
+    (launch,) = traffic.count(lambda: implementation("bias_gelu", "triton").forward(h, bias, "gelu"))
+    assert (launch.read, launch.written) == (h.nbytes + bias.nbytes, h.nbytes)
+    assert launch.requested >= launch.read
+
+
+def test_the_mixer_reads_and_writes_its_rows_once_and_neighbours_again():
+    weights = [torch.randn(32, 1, 3), torch.randn(32)], [torch.randn(32, 1, 3, 3), torch.randn(32), torch.randn(32)]
+    mixer = Mixer(*weights, False, Geometry(3, (7, 6), True))
+    h = torch.randn(2 * 3, 43, 64, dtype=torch.float16)
+    u = torch.empty_like(h)
+    launches = traffic.count(lambda: mixer.forward(h, u))
+    kernel = launches[-1]
+    assert kernel.written == h.nbytes
+    least = h.nbytes - 6 * 32 * 2  # the difference branch reads no class token
+    assert least <= kernel.read <= h.nbytes + 8192
+    assert kernel.requested > 1.5 * h.nbytes
+
+
+def test_products_of_pytorch_are_counted_by_their_tensors():
+    linear, x = torch.nn.Linear(96, 32), torch.randn(50, 96, requires_grad=True)
+    launches = traffic.count(lambda: torch.autograd.grad(linear(x).sum(), [x, *linear.parameters()]))
+    products = [launch for launch in launches if launch.flops]
+    assert [launch.flops for launch in products] == [2 * 50 * 96 * 32] * 3
+    size = 4 * (50 * 96 + 96 * 32 + 32)
+    assert (products[0].name, products[0].read, products[0].written) == ("addmm", size, 4 * 50 * 32)
+
+
+def test_views_empty_memory_and_what_is_overwritten():
+    x = torch.randn(8, 16)
+
+    def run() -> None:
+        x.t().reshape(8, 16)  # copies
+        y = torch.empty_like(x).view(-1)
+        y.copy_(x.view(-1))
+        x.unsqueeze(0).expand(5, 8, 16).sum()
+
+    launches = traffic.count(run)
+    assert [(launch.name, launch.read, launch.written) for launch in launches] == [
+        ("clone", 512, 512),
+        ("copy_", 512, 512),
+        ("sum", 512, 4),
+    ]
+
+
+def test_many_clips_are_extended_from_two():
+    weight = torch.randn(16, 24)
+
+    def launches(clips: int) -> list[traffic.Launch]:
+        return traffic.count(lambda: torch.randn(clips * 10, 24) @ weight.t())
+
+    extended, counted = traffic.for_clips(launches, 7), launches(7)
+    assert extended == counted
+    with pytest.raises(ValueError, match="different launches"):
+        traffic.for_clips(lambda clips: launches(1) * clips, 7)
+
+
+def test_the_longer_of_bytes_and_products_counts():
+    launch = traffic.Launch("", 3e9, 1e9, 3e9, 1e12)
+    assert byte_model.seconds(launch, 4.0, 1000.0) == (pytest.approx(1e-3), "memory")
+    assert byte_model.seconds(launch, 4.0, 500.0) == (pytest.approx(2e-3), "compute")
+
+
+@pytest.mark.parametrize("name", ["tiny", "k400"])
+def test_every_variant_moves_at_least_what_must_be_moved(name):
+    shape = byte_model.shapes()[name]
+    for which, (least, _) in shape.floor.items():
+        assert set(shape.variants) > {byte_model.EAGER}
+        for variant in shape.variants:
+            launches = shape.launches(variant, which, shape.units)
+            assert sum(launch.moved for launch in launches) >= least, (variant, which)

@@ -1,0 +1,110 @@
+"""The projection kernel against plain products in fp64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from m2clip.kernels.triton.device import precision
+from m2clip.kernels.triton.projection import (
+    ProjectionConfig,
+    linear,
+    project,
+    project_and_sum,
+    projection_candidates,
+    projection_config,
+)
+from tests.kernels.proof import assert_as_exact
+
+SHAPES = (((1, 1, 8), 8), ((3, 5, 24), 16), ((2, 50, 70), 37), ((4, 33, 16), 130), ((0, 3, 8), 8))
+EVERY_CONFIG = dict.fromkeys(
+    config
+    for columns in (16, 64, 768)
+    for dtype in (torch.float32, torch.float16)
+    for config in projection_candidates(columns, 768, dtype, 90)
+)
+
+
+def values(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def by_torch(a: Tensor, b: Tensor, residual: Tensor | None, biases: tuple[Tensor, Tensor] | None, *options) -> Tensor:
+    class_token, scale = options
+    out = a @ b
+    if biases is not None:
+        first = torch.arange(a.shape[-2])[:, None] == 0
+        out = out + (torch.where(first, *biases) if class_token else biases[1])
+    return out * scale + (0 if residual is None else residual)
+
+
+@pytest.mark.parametrize(("shape", "columns"), SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(
+    ("residual", "bias", "class_token", "scale"),
+    [(True, True, True, 1.0), (True, True, False, 0.3), (False, True, True, 1.0), (True, False, False, 1.0)],
+)
+def test_project_is_as_exact_as_torch(shape, columns, dtype, transposed, residual, bias, class_token, scale):
+    a, b, rest = values(*shape), values(shape[-1], columns, seed=1), values(*shape[:-1], columns, seed=2)
+    if transposed:
+        b = b.t().contiguous().t()
+    biases = tuple(values(2, columns, seed=3))
+
+    def run(dtype: torch.dtype, how) -> Tensor:
+        chosen = tuple(bias.to(dtype) for bias in biases) if bias else None
+        return how(a.to(dtype), b.to(dtype), rest.to(dtype) if residual else None, chosen, class_token, scale)
+
+    assert_as_exact([run(torch.float64, by_torch)], [run(dtype, by_torch)], [run(dtype, project)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_sums_of_the_residual_are_those_of_all_rows(dtype):
+    a, b, residual = (values(*shape, seed=i).to(dtype) for i, shape in enumerate(((2, 70, 20), (20, 50), (2, 70, 50))))
+    out, total = project_and_sum(a, b, residual)
+    assert torch.equal(out, project(a, b, residual, None, False))
+    assert total.dtype == torch.float32
+    exact = residual.double().sum(dim=(0, 1))
+    torch.testing.assert_close(total.double(), exact, rtol=0, atol=1e-6 * residual.abs().sum(dim=(0, 1)).max().item())
+    out, total = project_and_sum(a[:0], b, residual[:0])
+    assert out.shape == (0, 70, 50) and torch.equal(total, torch.zeros(50))
+
+
+@pytest.mark.parametrize("config", EVERY_CONFIG, ids=str)
+def test_every_configuration_gives_the_same(config: ProjectionConfig):
+    a, b, residual = values(140, 40).float(), values(40, 150, seed=1).float(), values(140, 150, seed=2).float()
+    bias = values(150, seed=3).float()
+    expected = by_torch(a, b, residual, (bias, bias), False, 0.5)
+    torch.testing.assert_close(project(a, b, residual, (bias, bias), False, 0.5, config), expected)
+    out, total = project_and_sum(a, b, residual, config)
+    torch.testing.assert_close((out, total), (a @ b + residual, residual.sum(dim=0)))
+    torch.testing.assert_close(linear(a, b.t(), bias, config), a @ b + bias)
+
+
+def test_a_bias_may_have_another_dtype():
+    a, weight, bias = values(6, 20).half(), values(9, 20, seed=1).half(), values(9, seed=2).float()
+    out = linear(a, weight, bias)
+    assert out.dtype == torch.float16
+    torch.testing.assert_close(out, (a.double() @ weight.t().double() + bias).half())
+
+
+def test_fp32_products_are_as_precise_as_the_user_wants_torchs_to_be():
+    assert precision(torch.float32) == "ieee"
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    try:
+        matmul.fp32_precision = "tf32"  # after which torch refuses to say what allow_tf32 is
+        assert precision(torch.float32) == "tf32"
+        assert precision(torch.bfloat16) == "ieee"
+    finally:
+        matmul.fp32_precision = before
+
+
+def test_wide_tiles_are_never_larger_than_shared_memory():
+    for architecture, limit in ((80, 163), (86, 99), (90, 227), (100, 227), (120, 99)):
+        for dtype in (torch.float32, torch.bfloat16):
+            for columns in (16, 64, 384, 768):
+                for config in projection_candidates(columns, 768, dtype, architecture):
+                    assert config.pipeline(dtype) <= limit * 1024
+    assert projection_config(768, 384, torch.bfloat16, 90).columns == 128
