@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +140,7 @@ def render_person(poses: np.ndarray, camera: Camera, mirrored: bool, rng: np.ran
     return np.ascontiguousarray((image * 255 + 0.5).astype(np.uint8).transpose(0, 2, 3, 1))
 
 
-@lru_cache(maxsize=None)
+@cache
 def load_recording(name: str) -> Recording:
     """A recording of pybullet_data by name, such as "walk".
 
@@ -228,12 +228,12 @@ class _Scene:
             start += width
 
 
-@lru_cache(maxsize=1)
+@cache
 def _scene() -> _Scene:
     return _Scene()
 
 
-@lru_cache(maxsize=1)
+@cache
 def _quaternions() -> tuple[int, ...]:
     """First columns of the quaternions of a pose."""
     found, start = [3], 7
