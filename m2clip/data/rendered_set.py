@@ -14,10 +14,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from m2clip.data import BUILT_IN
 from m2clip.errors import InputError
 from m2clip.files import replacing
 
-BUILT_IN = ("motion", "mocap")
 SPLITS = ("train", "val")
 FPS = 12
 _CHUNK = 32
