@@ -257,6 +257,8 @@ def _halves(
         name = next(n for n in novel.class_names or () if match_key(n) in both)
         raise InputError(f"class {name!r} is base and novel at once: novel classes must not be trained on")
     for part, videos in (("base", base), ("novel", novel)):
+        if len(videos.class_names or ()) < 2:
+            raise InputError(f"there is one {part} class only, which leaves nothing to choose from")
         if not videos.items:
             raise InputError(f"{data.val} has no video of a {part} class")
     return Part("base", base), Part("novel", novel)
