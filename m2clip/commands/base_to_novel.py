@@ -36,7 +36,7 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run the protocol, print the table, write results.json and base_to_novel.png."""
-    from m2clip import plots, protocols
+    from m2clip import distributed, plots, protocols
     from m2clip.commands import contenders
     from m2clip.commands.output import console, print_json, print_line, table
     from m2clip.data.label_sets import load_class_names
@@ -45,22 +45,25 @@ def run(args: argparse.Namespace) -> None:
     output = Path(args.output)
     if args.built_in and (args.base_classes or args.novel_classes or args.novel_list):
         raise InputError("--built-in brings its own base and novel classes: drop the other options for classes")
-    taking_part = contenders.read_contenders(args)
-    novel_list, novel_classes = args.novel_list, args.novel_classes
-    if args.built_in:
-        videos = contenders.videos_folder(args)
-        novel_list, novel_classes = str(videos / "novel_val.txt"), videos / "novel_classes.csv"
-    results = protocols.base_to_novel(
-        taking_part,
-        output,
-        shots=args.shots,
-        seeds=args.seeds,
-        base_classes=load_class_names(args.base_classes) if args.base_classes else None,
-        novel_classes=load_class_names(novel_classes) if novel_classes else None,
-        novel_list=novel_list,
-        device=args.device,
-        reporter=contenders.reporter(args),
-    )
+    try:
+        taking_part = contenders.read_contenders(args)
+        novel_list, novel_classes = args.novel_list, args.novel_classes
+        if args.built_in:
+            videos = contenders.videos_folder(args)
+            novel_list, novel_classes = str(videos / "novel_val.txt"), videos / "novel_classes.csv"
+        results = protocols.base_to_novel(
+            taking_part,
+            output,
+            shots=args.shots,
+            seeds=args.seeds,
+            base_classes=load_class_names(args.base_classes) if args.base_classes else None,
+            novel_classes=load_class_names(novel_classes) if novel_classes else None,
+            novel_list=novel_list,
+            device=args.device,
+            reporter=contenders.reporter(args),
+        )
+    finally:
+        distributed.shutdown()
     if not contenders.main_process():
         return
     methods, number = results["methods"], {part: len(names) for part, names in results["classes"].items()}

@@ -27,19 +27,22 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run the protocol, print the table, write results.json and few_shot.png."""
-    from m2clip import plots, protocols
+    from m2clip import distributed, plots, protocols
     from m2clip.commands import contenders
     from m2clip.commands.output import console, print_json, print_line, table
 
     output = Path(args.output)
-    results = protocols.few_shot(
-        contenders.read_contenders(args),
-        output,
-        shots=args.shots,
-        seeds=args.seeds,
-        device=args.device,
-        reporter=contenders.reporter(args),
-    )
+    try:
+        results = protocols.few_shot(
+            contenders.read_contenders(args),
+            output,
+            shots=args.shots,
+            seeds=args.seeds,
+            device=args.device,
+            reporter=contenders.reporter(args),
+        )
+    finally:
+        distributed.shutdown()
     if not contenders.main_process():
         return
     methods = results["methods"]

@@ -20,7 +20,7 @@ from m2clip.files import replacing
 
 SPLITS = ("train", "val")
 FPS = 12
-_CHUNK = 32
+_CHUNK = 8
 
 
 class RenderedClass(Protocol):
