@@ -184,7 +184,8 @@ class Place:
 
     def frozen(self, parts: Sequence[Part]) -> dict[str, dict[str, Any]]:
         """By name the scores of every CLIP that the contenders are built on, without anything added."""
-        from m2clip import create_model, load_clip
+        from m2clip import create_model
+        from m2clip.train_setup import base_clip
 
         by_clip = {(c.config.model.clip, c.config.model.pretrained): c.config for c in reversed(self.contenders)}
         found = {}
@@ -194,7 +195,7 @@ class Place:
             settings = run_settings(config, parts)
 
             def work(name: str = name, config: RunConfig = config, folder: Path = folder) -> dict[str, Any]:
-                clip = load_clip(config.model.clip, config.model.pretrained)
+                clip = base_clip(config.model)
                 model = create_model("clip", clip, ["any"], config.data.num_frames)
                 return self.score(name, model, config, parts, folder)
 
