@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -232,8 +232,9 @@ def _msta_inputs(shape: _Msta) -> Tensors:
 
 
 def _run_msta(shape: _Msta, tensors: Tensors, backend: str) -> Tensor:
-    x, base, *weights = tensors.values()
-    return msta_adapter(x, base, MSTAWeights(*weights, after_up=shape.after_up), shape.time, scale=0.5, backend=backend)
+    fields: dict[str, Any] = {name: tensors[name] for name in MSTAWeights._fields if name in tensors}
+    weights = MSTAWeights(**fields, after_up=shape.after_up)
+    return msta_adapter(tensors["x"], tensors["base"], weights, shape.time, scale=0.5, backend=backend)
 
 
 def _msta_cases() -> Iterator[Case]:

@@ -8,7 +8,7 @@ two hidden tensors after their ReLU, which also say where the ReLU was open.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -295,7 +295,8 @@ def _time_config_of(spread: int, x: Tensor) -> TimeConfig:
 
 
 def _contiguous(weights: MSTAWeights) -> MSTAWeights:
-    return MSTAWeights(*(field.contiguous() if isinstance(field, Tensor) else field for field in weights))
+    fields: dict[str, Any] = weights._asdict()
+    return MSTAWeights(**{name: x.contiguous() if isinstance(x, Tensor) else x for name, x in fields.items()})
 
 
 def _flat(x: Tensor) -> Tensor:
