@@ -295,8 +295,9 @@ def _time_config_of(spread: int, x: Tensor) -> TimeConfig:
 
 
 def _contiguous(weights: MSTAWeights) -> MSTAWeights:
-    fields: dict[str, Any] = weights._asdict()
-    return MSTAWeights(**{name: x.contiguous() if isinstance(x, Tensor) else x for name, x in fields.items()})
+    tensors = {name: field for name, field in weights._asdict().items() if isinstance(field, Tensor)}
+    contiguous: dict[str, Any] = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    return weights._replace(**contiguous)
 
 
 def _flat(x: Tensor) -> Tensor:
