@@ -62,6 +62,7 @@ bench: install
 	$(BIN)/python benchmarks/adapter_speed.py
 	$(BIN)/python benchmarks/mixer_speed.py
 	$(BIN)/python benchmarks/bottleneck_speed.py
+	$(BIN)/python benchmarks/msta_speed.py
 	$(BIN)/python benchmarks/loss_speed.py
 	$(BIN)/python benchmarks/train_speed.py
 

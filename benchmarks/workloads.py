@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from m2clip import kernels
-from m2clip.kernels import BranchWeights, TEDWeights
+from m2clip.kernels import BranchWeights, MSTAWeights, TEDWeights, TimeLayout
 from m2clip.kernels.implementations import implementation
 from m2clip.kernels.operands import Branches, Geometry
 
@@ -173,6 +173,30 @@ def bottleneck(
         return kernels.bottleneck_adapter(*leaves.values(), backend=backend, **options)
 
     return Workload("bottleneck_adapter", f"{shape} R={width} {activation}", leaves, call, strided)
+
+
+def msta(
+    shape: tuple[int, int, int], width: int, time: TimeLayout | None, after_up: bool = False, strided: bool = False
+) -> Workload:
+    """msta_adapter on tokens (S, L, D); without a time layout it is the text's."""
+    generator, dim = torch.Generator().manual_seed(0), shape[-1]
+    projections = ((width, dim), (width,), (width, width), (width,), (dim, width), (dim,))
+    sizes = (shape, shape, *projections, *(((dim, 1, 3), (dim,)) if time is not None else ()))
+    names = ("x", "base", *MSTAWeights._fields)
+    leaves = {
+        name: torch.randn(size, generator=generator, dtype=torch.float64)
+        for name, size in zip(names, sizes, strict=False)
+    }
+    for name in ("down_weight", "shared_weight", "up_weight"):
+        leaves[name] *= leaves[name].shape[1] ** -0.5
+
+    def call(leaves: Leaves, backend: str) -> Tensor:
+        x, base, *tensors = leaves.values()
+        weights = MSTAWeights(*tensors, after_up=after_up)
+        return kernels.msta_adapter(x, base, weights, time, scale=0.3, backend=backend)
+
+    reading = "text" if time is None else f"{tuple(time)}{' after up' if after_up else ''}"
+    return Workload("msta_adapter", f"{shape} d={width} {reading}", leaves, call, strided)
 
 
 def gelu(shape: tuple[int, ...], activation: str = "quick_gelu", strided: bool = False) -> Workload:

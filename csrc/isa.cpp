@@ -11,6 +11,7 @@
 #include "losses_isa.h"
 #include "mixer_isa.h"
 #include "rows_isa.h"
+#include "time_up_isa.h"
 
 namespace {
 
@@ -43,4 +44,6 @@ constexpr LossKernels losses = {sum_squares,   row_log_sum,          column_log_
 
 extern const InstructionSet M2CLIP_VARIABLE(M2CLIP_ISA);
 const InstructionSet M2CLIP_VARIABLE(M2CLIP_ISA) = {M2CLIP_STRING(M2CLIP_ISA), supported, table<float>(), table<bf16>(),
-                                                       losses};
+                                                       losses,
+                                                       {time_up<float>, time_up_backward<float>},
+                                                       {time_up<bf16>, time_up_backward<bf16>}};

@@ -4,6 +4,7 @@
 #include <stdint.h>
 
 #include "loss_kernels.h"
+#include "time_kernels.h"
 
 struct bf16 {
     uint16_t bits;
@@ -93,6 +94,8 @@ struct InstructionSet {
     Kernels<float> f32;
     Kernels<bf16> b16;
     LossKernels losses;
+    TimeKernels<float> time_f32;
+    TimeKernels<bf16> time_b16;
 };
 
 // Floats in one padded grid row of the scratch: a column of zeros at either side, and a stride that is no power of two.

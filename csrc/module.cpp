@@ -8,6 +8,7 @@
 #include "mixer.h"
 #include "parallel.h"
 #include "rows.h"
+#include "time_up.h"
 
 namespace py = pybind11;
 
@@ -97,6 +98,24 @@ void activation_backward(const std::string& dtype, const std::string& name, Addr
     });
 }
 
+void time_up(const std::string& dtype, const TimeShape& shape, Address h, Address base, Address taps, Address bias,
+             Address lead_bias, float lead_tap, Address out, int threads) {
+    with_dtype(dtype, [&]<typename T>(T*) {
+        run_time_up(TimeUp<T>{shape, at<const T>(h), at<const T>(base), at<float>(taps), at<float>(bias),
+                              at<float>(lead_bias), lead_tap, at<T>(out)},
+                    threads);
+    });
+}
+
+void time_up_backward(const std::string& dtype, const TimeShape& shape, Address h, Address dy, Address taps,
+                      float lead_tap, Address dh, Address sums, int threads) {
+    with_dtype(dtype, [&]<typename T>(T*) {
+        run_time_up_backward(
+            TimeUpBackward<T>{shape, at<const T>(h), at<const T>(dy), at<float>(taps), lead_tap, at<T>(dh)},
+            at<float>(sums), threads);
+    });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
@@ -115,6 +134,13 @@ PYBIND11_MODULE(_native, m) {
     m.def("copy_and_sum", &copy_and_sum);
     m.def("activation_forward", &activation_forward);
     m.def("activation_backward", &activation_backward);
+    py::class_<TimeShape>(m, "TimeShape")
+        .def(py::init([](int64_t clips, int64_t frames, int64_t positions, int64_t lead, bool joint, int64_t channels,
+                         int64_t columns) {
+            return TimeShape{clips, frames, positions, lead, joint, channels, columns};
+        }));
+    m.def("time_up", &time_up);
+    m.def("time_up_backward", &time_up_backward);
     export_losses(m);
     m.def("use_openmp_of", [](const std::string& library) { return use_openmp_of(library.c_str()); });
     m.def("instruction_set", [] { return std::string(instruction_set().name); });

@@ -10,20 +10,24 @@ from .functional import (
     ted_adapter,
 )
 from .gelu_ops import bias_gelu
-from .weights import BranchWeights, TEDWeights
+from .msta_ops import msta_adapter
+from .weights import BranchWeights, MSTAWeights, TEDWeights, TimeLayout
 
 __all__ = [
     "BACKENDS",
     "BackendState",
     "BranchWeights",
     "Choice",
+    "MSTAWeights",
     "TEDWeights",
+    "TimeLayout",
     "backend_states",
     "bias_gelu",
     "bottleneck_adapter",
     "cosine_cross_entropy",
     "explain",
     "masked_word_loss",
+    "msta_adapter",
     "patch_grid",
     "soft_target_kl",
     "ted_adapter",

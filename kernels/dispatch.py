@@ -21,7 +21,7 @@ from .implementations import implemented
 
 BACKENDS = ("reference", "native", "triton", "cuda")
 _LOSSES = ("cosine_cross_entropy", "soft_target_kl", "masked_word_loss")
-OPERATIONS = ("ted_adapter", "bottleneck_adapter", "bias_gelu", *_LOSSES)
+OPERATIONS = ("ted_adapter", "bottleneck_adapter", "msta_adapter", "bias_gelu", *_LOSSES)
 
 # A call of bottleneck_adapter costs more natively and its passes over the tokens cost less: even at about this many
 # values, measured on a CPU with AVX-512 for R of 64 and 384, forward and backward.

@@ -17,6 +17,8 @@ _MODULES = {
     ("bottleneck_adapter", "native"): "native_bottleneck",
     ("bottleneck_adapter", "triton"): "triton.bottleneck",
     ("bias_gelu", "triton"): "triton.gelu",
+    ("msta_adapter", "native"): "native_msta",
+    ("msta_adapter", "triton"): "triton.msta",
     **{(loss, "native"): "native_losses" for loss in _LOSSES},
     **{(loss, "triton"): "triton.losses" for loss in _LOSSES},
 }

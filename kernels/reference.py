@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .weights import BranchWeights, TEDWeights
+from .weights import BranchWeights, MSTAWeights, TEDWeights, TimeLayout
 
 
 def temporal_conv(h: Tensor, branch: BranchWeights) -> Tensor:
@@ -98,6 +98,34 @@ def bottleneck_adapter(
 def bias_gelu(h: Tensor, bias: Tensor, activation: str) -> Tensor:
     """act(h + bias) for h (..., C) and bias (C,)."""
     return ACTIVATIONS[activation](h + bias)
+
+
+def conv_over_frames(h: Tensor, weight: Tensor, bias: Tensor, time: TimeLayout) -> Tensor:
+    """Convolution of kernel 3 over the frames of tokens (S, L, C), to (S, L, D); outside the clip h counts as 0.
+
+    weight: (D, C / groups, 3). A token without a time gets zeros.
+    """
+    first = int(time.joint)
+    if time.joint:
+        series = h[:, first:].unflatten(1, (-1, time.num_frames)).transpose(2, 3)  # (B, N, C, T)
+    else:
+        series = h.unflatten(0, (-1, time.num_frames)).permute(0, 2, 3, 1)  # (B, L, C, T)
+    groups = h.shape[-1] // weight.shape[1]
+    mixed = F.conv1d(series.flatten(0, 1), weight, bias, padding=1, groups=groups).unflatten(0, series.shape[:2])
+    if time.joint:
+        return F.pad(mixed.transpose(2, 3).flatten(1, 2), (0, 0, first, 0))
+    return mixed.permute(0, 3, 1, 2).flatten(0, 1)
+
+
+def msta_adapter(x: Tensor, base: Tensor, weights: MSTAWeights, time: TimeLayout | None, scale: float) -> Tensor:
+    """base + scale * A(x) for tokens (S, L, D): two projections with ReLU, then one up, beside it one over frames."""
+    hidden = F.relu(F.linear(x, weights.down_weight, weights.down_bias))
+    hidden = F.relu(F.linear(hidden, weights.shared_weight, weights.shared_bias))
+    branch = F.linear(hidden, weights.up_weight, weights.up_bias)
+    if time is not None and weights.conv_weight is not None and weights.conv_bias is not None:
+        source = branch if weights.after_up else hidden
+        branch = branch + conv_over_frames(source, weights.conv_weight, weights.conv_bias, time)
+    return base + branch * scale
 
 
 _IGNORE_NOTHING = torch.iinfo(torch.int64).min  # every target must be a class, also -100

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +12,8 @@ from torch import Tensor
 from . import reference
 from .functional import IGNORE, bottleneck_adapter, cosine_cross_entropy, masked_word_loss, soft_target_kl, ted_adapter
 from .gelu_ops import bias_gelu
-from .weights import BranchWeights, TEDWeights
+from .msta_ops import msta_adapter
+from .weights import BranchWeights, MSTAWeights, TEDWeights, TimeLayout
 
 Tensors = dict[str, Tensor]
 
@@ -41,6 +42,7 @@ def all_cases() -> Iterator[Case]:
     yield from _ted_cases()
     yield from _bottleneck_cases()
     yield from _gelu_cases()
+    yield from _msta_cases()
     yield from _loss_cases()
     yield _masked_word_case(words=9, vocabulary=37, dim=13)
     yield _masked_word_case(words=60, vocabulary=1000, dim=64)
@@ -195,6 +197,70 @@ def _gelu_cases() -> Iterator[Case]:
             name = f"{activation}, {shape}{', strided' if strided else ''}"
             inputs, run = partial(_gelu_inputs, shape, strided), partial(_run_gelu, activation)
             yield Case("bias_gelu", name, inputs, run, strided)
+
+
+class _Msta(NamedTuple):
+    sequences: int
+    tokens: int
+    dim: int
+    width: int
+    time: TimeLayout | None = None  # without one it is the text's
+    after_up: bool = False
+    strided: bool = False
+
+    def __str__(self) -> str:
+        reading = "text" if self.time is None else "after the up-projection" if self.after_up else "grouped"
+        layout = "" if self.time is None else f"T={self.time.num_frames}{' joint' if self.time.joint else ''}"
+        shape = f"({self.sequences}, {self.tokens}, {self.dim}) to {self.width}"
+        return ", ".join(filter(None, (shape, reading, layout, "strided" if self.strided else "")))
+
+
+_MSTA = (
+    _Msta(1, 1, 8, 4),
+    _Msta(5, 7, 37, 13, strided=True),
+    *(
+        _Msta(*shape, time, after_up, strided)
+        for after_up in (False, True)
+        for shape, time, strided in (
+            ((1, 1, 8, 4), TimeLayout(1), False),
+            ((6, 5, 39, 13), TimeLayout(3), True),
+            ((16, 10, 96, 16), TimeLayout(8), False),
+            ((2, 13, 39, 13), TimeLayout(3, joint=True), False),
+            ((2, 41, 64, 64), TimeLayout(8, joint=True), True),
+        )
+    ),
+)
+
+
+def _msta_inputs(shape: _Msta) -> Tensors:
+    generator = torch.Generator().manual_seed(0)
+    dim, width = shape.dim, shape.width
+    x, base = (_random(generator, shape.sequences, shape.tokens, dim) for _ in range(2))
+    tensors = {
+        "x": _strided(x) if shape.strided else x,
+        "base": base,
+        "down_weight": _random(generator, width, dim) * dim**-0.5,
+        "down_bias": _random(generator, width),
+        "shared_weight": _random(generator, width, width) * width**-0.5,
+        "shared_bias": _random(generator, width),
+        "up_weight": _random(generator, dim, width) * width**-0.5,
+        "up_bias": _random(generator, dim),
+    }
+    if shape.time is not None:
+        tensors |= {"conv_weight": _random(generator, dim, 1, 3) * 0.5, "conv_bias": _random(generator, dim)}
+    return tensors
+
+
+def _run_msta(shape: _Msta, tensors: Tensors, backend: str) -> Tensor:
+    fields: dict[str, Any] = {name: tensors[name] for name in MSTAWeights._fields if name in tensors}
+    weights = MSTAWeights(**fields, after_up=shape.after_up)
+    return msta_adapter(tensors["x"], tensors["base"], weights, shape.time, scale=0.5, backend=backend)
+
+
+def _msta_cases() -> Iterator[Case]:
+    for shape in _MSTA:
+        run = partial(_run_msta, shape)
+        yield Case("msta_adapter", str(shape), partial(_msta_inputs, shape), run, strided=shape.strided)
 
 
 def _feature_inputs(rows: int, columns: int, dim: int, scale: float) -> Tensors:

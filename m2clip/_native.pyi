@@ -104,6 +104,37 @@ def activation_backward(
     /,
 ) -> None: ...
 
+class TimeShape:
+    def __init__(
+        self, clips: int, frames: int, positions: int, lead: int, joint: bool, channels: int, columns: int, /
+    ) -> None: ...
+
+def time_up(
+    dtype: str,
+    shape: TimeShape,
+    h: _Address,
+    base: _Address,
+    taps: _Address,
+    bias: _Address,
+    lead_bias: _Address,
+    lead_tap: float,
+    out: _Address,
+    threads: int,
+    /,
+) -> None: ...
+def time_up_backward(
+    dtype: str,
+    shape: TimeShape,
+    h: _Address,
+    dy: _Address,
+    taps: _Address,
+    lead_tap: float,
+    dh: _Address,
+    sums: _Address,
+    threads: int,
+    /,
+) -> None: ...
+
 class CosineProblem:
     def __init__(
         self,

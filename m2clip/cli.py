@@ -12,7 +12,10 @@ from m2clip.commands.parsing import Parser
 from m2clip.errors import InputError
 
 # Imported only to build their parsers; none of them imports torch before its command runs.
-COMMANDS = ("demo", "train", "eval", "zeroshot", "predict", "convert", "info", "selfcheck", "tune")
+COMMANDS = (
+    *("demo", "train", "eval", "zeroshot", "fewshot", "base-to-novel", "predict", "convert", "describe"),
+    *("info", "selfcheck", "tune"),
+)
 EPILOG = """examples:
   m2clip demo                                        see what the method does, in minutes, without a download
   m2clip train --config m2clip_k400_b16_8f           train a published recipe
@@ -34,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"m2clip {__version__}")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
     for name in COMMANDS:
-        importlib.import_module(f"m2clip.commands.{name}").add_parser(commands)
+        importlib.import_module(f"m2clip.commands.{name.replace('-', '_')}").add_parser(commands)
     return parser
 
 
@@ -46,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = build_parser()
     parsed, rest = parser.parse_known_args(arguments)
-    # Only `train` takes arguments that the configuration, not this parser, knows.
+    # Commands that train take arguments that the configuration, not this parser, knows.
     if rest and not getattr(parsed, "takes_overrides", False):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     parsed.overrides = rest

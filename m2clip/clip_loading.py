@@ -1,4 +1,4 @@
-"""Opens the CLIP a model is built on: an open_clip tag, a local checkpoint, or the bundled tiny CLIP."""
+"""Opens the CLIP a model is built on: an open_clip tag, a local checkpoint, ViCLIP, or the bundled tiny CLIP."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import nn
 from .errors import InputError
 
 TINY = "tiny"
+VICLIP = ("ViCLIP-B-16", "ViCLIP-L-14")
 
 
 def load_clip(
@@ -19,7 +20,8 @@ def load_clip(
     """An open_clip CLIP in evaluation mode and fp32, remembering where it came from.
 
     Args:
-        name: an open_clip architecture such as "ViT-B-16-quickgelu", or "tiny" for the bundled model.
+        name: an open_clip architecture such as "ViT-B-16-quickgelu", "ViCLIP-B-16" or "ViCLIP-L-14", whose weights are
+            read from a file, or "tiny" for the bundled model.
         pretrained: an open_clip tag ("openai", "laion2b_s34b_b88k" ...), the path of a local checkpoint (OpenAI's .pt
             archives, state dicts, safetensors), or None for random weights. Ignored for "tiny".
         device: where the weights go; "meta" gives the architecture without memory.
@@ -31,6 +33,11 @@ def load_clip(
         from .tiny import tiny_clip
 
         clip, pretrained = tiny_clip().to(device), None
+    elif name in VICLIP:
+        from .viclip import load_viclip
+
+        with torch.device(device):
+            clip = load_viclip(name, pretrained).to(device)
     else:
         clip = _open_clip_model(name, None if pretrained is None else str(pretrained), device)
     clip.m2clip_source = {"name": name, "pretrained": None if pretrained is None else str(pretrained)}
@@ -41,7 +48,7 @@ def _open_clip_model(name: str, pretrained: str | None, device: str) -> nn.Modul
     import open_clip
 
     if name not in open_clip.list_models():
-        raise InputError(f"unknown CLIP {name!r}{_suggestion(name, [TINY, *open_clip.list_models()])}")
+        raise InputError(f"unknown CLIP {name!r}{_suggestion(name, [TINY, *VICLIP, *open_clip.list_models()])}")
     if pretrained is None:
         return _quietly(device, lambda: open_clip.create_model(name, pretrained=None, device=device))
     tags = open_clip.list_pretrained_tags_by_model(name)

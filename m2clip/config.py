@@ -55,7 +55,8 @@ class DataConfig:
         stride: distance between the frames of a dense clip, in frames.
         reader: video reader, or "auto".
         workers: decoding processes of each training process.
-        augmentation: "crop_flip" (short-side jitter, random crop), "randaugment" (and random resized crop) or "none".
+        augmentation: "crop_flip" (short-side jitter, random crop), "randaugment" (and random resized crop),
+            "multi_scale_crop" (crops of four sizes at five places, colour jitter, grey clips) or "none".
         flip: whether clips are mirrored at random; not where class names tell left from right.
         normalize: channel statistics, "clip" or "imagenet".
     """
@@ -72,7 +73,7 @@ class DataConfig:
     stride: int = 16
     reader: str = "auto"
     workers: int = 4
-    augmentation: Literal["crop_flip", "randaugment", "none"] = "crop_flip"
+    augmentation: Literal["crop_flip", "randaugment", "multi_scale_crop", "none"] = "crop_flip"
     flip: bool = True
     normalize: Literal["clip", "imagenet"] = "clip"
 
@@ -82,11 +83,14 @@ class OptimConfig:
     """How the trained tensors are optimised.
 
     Attributes:
-        epochs, warmup_epochs: length of training and of the linear warm-up before the cosine, in epochs.
+        epochs, warmup_epochs: length of training and of the linear warm-up, in epochs.
+        schedule: "cosine_after_warmup", or "cosine_under_warmup": a cosine over all epochs, its beginning warmed up.
+        lr_floor: where the cosine ends, as a share of the learning rate.
         batch_size: clips of one process in one forward pass.
         lr: learning rate for 256 clips a step; scaled linearly with batch_size x processes x accumulate.
         text_lr_scale: factor on the learning rate of text adapters.
-        weight_decay: AdamW's, not applied to biases.
+        weight_decay: AdamW's; whether biases have it is up to the method.
+        beta2: AdamW's, the decay of the running mean of squared gradients.
         accumulate: forward passes of one optimiser step.
         clip_grad: largest norm of all gradients together; null does not clip.
         precision: of the frozen weights and of what the towers compute: "fp32", "bf16" or "fp16" (with loss scaling, on
@@ -99,10 +103,13 @@ class OptimConfig:
 
     epochs: int = 12
     warmup_epochs: float = 2.0
+    schedule: Literal["cosine_after_warmup", "cosine_under_warmup"] = "cosine_after_warmup"
+    lr_floor: float = 0.0
     batch_size: int = 36
     lr: float = 1e-3
     text_lr_scale: float = 0.5
     weight_decay: float = 1e-2
+    beta2: float = 0.999
     accumulate: int = 1
     clip_grad: float | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -165,6 +172,8 @@ _AT_LEAST = {
     "optim.batch_size": 1,
     "optim.text_lr_scale": 0,
     "optim.weight_decay": 0,
+    "optim.lr_floor": 0,
+    "optim.beta2": 0,
     "optim.accumulate": 1,
     "eval.clips": 1,
     "eval.batch_size": 1,
@@ -175,6 +184,7 @@ _AT_LEAST = {
     "validate_every": 0,
 }
 _ABOVE_ZERO = ("optim.lr", "optim.clip_grad", "timeout")
+_BELOW_ONE = ("optim.lr_floor", "optim.beta2")
 
 
 def bundled_configs() -> list[str]:
@@ -246,6 +256,9 @@ def validate(config: RunConfig) -> None:
     for name in _ABOVE_ZERO:
         if values[name] is not None and values[name] <= 0:
             raise InputError(f"{name} is {values[name]}: it must be above 0")
+    for name in _BELOW_ONE:
+        if values[name] >= 1:
+            raise InputError(f"{name} is {values[name]}: it must be below 1")
     if config.optim.warmup_epochs > config.optim.epochs:
         raise InputError(
             f"optim.warmup_epochs is {config.optim.warmup_epochs}, more than optim.epochs ({config.optim.epochs}): "

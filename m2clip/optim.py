@@ -18,30 +18,35 @@ def scaled_lr(lr: float, samples: int) -> float:
 
 
 class WarmupCosine:
-    """Factor on the learning rate at each optimiser step: linear warm-up, then a cosine to 0 at the end.
+    """Factor on the learning rate at each optimiser step: linear warm-up, then a cosine to the floor at the end.
 
     Step k of W warm-up steps has factor (k + 1) / W, so that the first step is not lost and the last of them is at the
-    peak; after that 0.5 (1 + cos(pi (k - W) / (N - W))), with N steps in all.
+    peak; after that f + (1 - f) 0.5 (1 + cos(pi (k - W) / (N - W))), with N steps in all.
 
     Args:
         total_steps: N, 1 or more.
         warmup_steps: W, 0 or more.
+        floor: f, 0 to 1.
     """
 
-    def __init__(self, total_steps: int, warmup_steps: int) -> None:
+    def __init__(self, total_steps: int, warmup_steps: int, floor: float = 0.0) -> None:
         if total_steps < 1 or warmup_steps < 0:
             raise InputError(
                 f"a schedule needs 1 or more steps and no negative warm-up, not {total_steps} and {warmup_steps}"
             )
         self.total_steps = total_steps
         self.warmup_steps = warmup_steps
+        self.floor = floor
 
     def factor(self, step: int) -> float:
         """Factor at optimiser step `step`, counted from 0."""
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
-        rest = max(1, self.total_steps - self.warmup_steps)
-        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (step - self.warmup_steps) / rest)))
+        return self.cosine((step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))
+
+    def cosine(self, done: float) -> float:
+        """Factor after this share of the cosine."""
+        return self.floor + (1.0 - self.floor) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
 
     def apply(self, optimizer: torch.optim.Optimizer, step: int) -> float:
         """Set every group's learning rate for this step; returns the rate of a group with lr_scale 1."""
@@ -51,8 +56,30 @@ class WarmupCosine:
         return float(optimizer.defaults["lr"]) * factor
 
 
+class CosineUnderWarmup(WarmupCosine):
+    """A cosine over all N steps, of which a linear warm-up from 0 covers the first W.
+
+    Step k < W has factor k / W, later ones f + (1 - f) 0.5 (1 + cos(pi k / N)): the rate drops a little where the
+    warm-up ends. Source: the rates in MSTA's published training logs.
+    """
+
+    def factor(self, step: int) -> float:
+        if step < self.warmup_steps:
+            return step / self.warmup_steps
+        return self.cosine(step / self.total_steps)
+
+
+SCHEDULES = {"cosine_after_warmup": WarmupCosine, "cosine_under_warmup": CosineUnderWarmup}
+
+
 def build_optimizer(
-    model: Any, *, lr: float, samples_per_step: int, weight_decay: float, text_lr_scale: float | None = None
+    model: Any,
+    *,
+    lr: float,
+    samples_per_step: int,
+    weight_decay: float,
+    text_lr_scale: float | None = None,
+    beta2: float = 0.999,
 ) -> torch.optim.AdamW:
     """AdamW over `model.parameter_groups()`.
 
@@ -62,6 +89,7 @@ def build_optimizer(
         samples_per_step: clips of one optimiser step, over all processes and accumulated passes.
         weight_decay: decoupled decay of the groups that have it (biases do not).
         text_lr_scale: factor on the rate of groups whose name contains "text", in place of theirs; None keeps theirs.
+        beta2: decay of the running mean of squared gradients.
 
     Raises:
         InputError: the model has nothing to train.
@@ -87,4 +115,4 @@ def build_optimizer(
             f"model.method {model.method!r} has no trained tensors: choose another method, or evaluate it as it is"
         )
     # Fused: one launch a group, and it can be told on the device to leave a step out (`found_inf`).
-    return torch.optim.AdamW(groups, lr=peak, weight_decay=weight_decay, fused=True)
+    return torch.optim.AdamW(groups, lr=peak, betas=(0.9, beta2), weight_decay=weight_decay, fused=True)

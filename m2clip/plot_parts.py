@@ -117,14 +117,18 @@ def draw_answers(axes: Any, ranked: Ranked, true_name: str) -> None:
     axes.axis("off")
 
 
+def model_shades(number: int) -> list[str]:
+    """Colours of so many models: quiet ones, and the strong one for the last."""
+    quiet = [QUIET, "#6fa3cc", "#d3d8dd", "#7d8894"]
+    return [quiet[place % len(quiet)] for place in range(number - 1)] + [STRONG]
+
+
 def draw_comparison(axes: Any, results: Mapping[str, Mapping[str, float]], chance: Mapping[str, float] | None) -> None:
     """Grouped bars with their values in per cent; dotted lines at chance."""
     models = list(results)
     sets = list(dict.fromkeys(name for scores in results.values() for name in scores))
     width = 0.8 / len(models)
-    quiet = [QUIET, "#6fa3cc", "#d3d8dd", "#7d8894"]
-    shades = [quiet[number % len(quiet)] for number in range(len(models) - 1)] + [STRONG]
-    for number, (model, shade) in enumerate(zip(models, shades, strict=True)):
+    for number, (model, shade) in enumerate(zip(models, model_shades(len(models)), strict=True)):
         for place, name in enumerate(sets):
             if name in results[model]:
                 score = results[model][name]

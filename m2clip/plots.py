@@ -22,6 +22,7 @@ from m2clip.plot_parts import (
     draw_comparison,
     draw_frames,
     figure,
+    model_shades,
     save,
     short,
     strip_grid,
@@ -155,6 +156,53 @@ def comparison_bars(
         axes = drawn.add_subplot()
         draw_comparison(axes, results, chance)
         axes.set_title(title, pad=24)
+        return save(drawn, path)
+
+
+def few_shot_curves(
+    results: Mapping[str, Mapping[int, tuple[float, float | None]]],
+    path: str | os.PathLike[str],
+    untrained: Mapping[str, float] | None = None,
+    title: str = "",
+    chance: float | None = None,
+) -> Path:
+    """Draw accuracy against the number of training videos a class; the last method is the strong colour.
+
+    Args:
+        results: method -> {K -> (mean accuracy between 0 and 1, deviation or None)}.
+        path: PNG to write.
+        untrained: name -> accuracy of what needs no training, drawn as a dashed line.
+        title: above the picture.
+        chance: accuracy of guessing, drawn as a dotted line.
+    """
+    shots = sorted({k for curve in results.values() for k in curve})
+    with figure(5.4, 3.6) as drawn:
+        axes = drawn.add_subplot()
+        for name, accuracy in (untrained or {}).items():
+            axes.axhline(accuracy, color=QUIET, linewidth=1.6, linestyle="--", label=name)
+        if chance is not None:
+            axes.axhline(chance, color=INK, linewidth=1, linestyle=":", label="chance")
+        for (name, curve), shade in zip(results.items(), model_shades(len(results)), strict=True):
+            ks = sorted(curve)
+            means = [curve[k][0] for k in ks]
+            axes.errorbar(
+                *([shots.index(k) for k in ks], means),
+                yerr=[curve[k][1] or 0.0 for k in ks],
+                color=shade,
+                linewidth=1.8,
+                marker="o",
+                markersize=4,
+                capsize=3,
+                label=name,
+            )
+        axes.set_xticks(range(len(shots)), [str(k) for k in shots])
+        axes.set_ylim(0, 1.02)
+        axes.set_yticks([0, 0.25, 0.5, 0.75, 1], labels=["0", "25", "50", "75", "100 %"])
+        axes.set(xlabel="training videos a class", title=title)
+        axes.grid(axis="y", color="#eceff2")
+        axes.set_axisbelow(True)
+        axes.tick_params(length=0)
+        axes.legend(fontsize=8.5, handlelength=1.6, loc="upper left", bbox_to_anchor=(1.0, 1.0))
         return save(drawn, path)
 
 

@@ -238,8 +238,7 @@ def compile_loss(loss: Any, mode: str, graphed: bool) -> None:
         mode: "default", "reduce-overhead" or "max-autotune".
         graphed: whether the passes are recorded as a CUDA graph anyway, so that the compiler need not do it.
     """
-    with torch.no_grad():
-        loss.model.text_features()  # fills the model's cache of frozen text, which is no business of the compiler
+    loss.model.fill_caches()  # which is no business of the compiler
     if graphed and mode == "max-autotune":
         mode = "max-autotune-no-cudagraphs"
     # Batches are all of one size (the last one of an epoch is dropped) and what is drawn is too: nothing is dynamic.

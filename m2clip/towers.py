@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from m2clip.kernels import bias_gelu
+from m2clip.kernels import TimeLayout, bias_gelu
 from m2clip.kernels.dispatch import has_kernel
 
 from .errors import InputError
@@ -52,7 +52,12 @@ def _fused_name(activation: nn.Module) -> str | None:
 
 
 class Block(nn.Module):
-    """A frozen pre-norm transformer block of open_clip with a place for an adapter before each of its halves."""
+    """A frozen pre-norm transformer block of open_clip with places for adapters.
+
+    "pre_attn" and "pre_mlp" are before its halves. "parallel" is beside the whole block: such an adapter takes what it
+    reads, the block's output to add to, and where the frames are; it says with `prenorm` whether it reads the block's
+    input after the first norm.
+    """
 
     ln_1: nn.Module
     ls_1: nn.Module
@@ -61,6 +66,7 @@ class Block(nn.Module):
     ls_2: nn.Module
     pre_attn: nn.Module | None
     pre_mlp: nn.Module | None
+    parallel: Any  # a module, or None
 
     def __init__(self, block: Any, adapters: Mapping[str, nn.Module]) -> None:
         super().__init__()
@@ -76,6 +82,7 @@ class Block(nn.Module):
         self.activation = quick_gelu if isinstance(block.mlp.gelu, _open_clip_quick_gelu()) else block.mlp.gelu
         self.fused_activation = _fused_name(block.mlp.gelu)
         self.pre_attn, self.pre_mlp = adapters.get("pre_attn"), adapters.get("pre_mlp")
+        self.parallel = adapters.get("parallel")
 
     def attend(self, queries: Tensor, context: Tensor, causal: bool = False, mask: Tensor | None = None) -> Tensor:
         """Multi-head attention of normalised (N, Q, D) queries over normalised (N, S, D) context tokens.
@@ -92,10 +99,9 @@ class Block(nn.Module):
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
         return self.attn.out_proj(mixed.transpose(1, 2).flatten(2))
 
-    def attention_half(self, x: Tensor, causal: bool = False) -> Tensor:
-        """x + MSA(LN(x)) for tokens (N, S, D)."""
-        normalised = self.ln_1(x)
-        return x + self.ls_1(self.attend(normalised, normalised, causal))
+    def beside(self, x: Tensor, normalised: Tensor, output: Tensor, time: TimeLayout | None) -> Tensor:
+        """The block's output with the parallel adapter's added, which reads the block's input or that after ln_1."""
+        return self.parallel(normalised if self.parallel.prenorm else x, output, time)
 
     def mlp_half(self, x: Tensor) -> Tensor:
         """x + MLP(LN(x))."""
@@ -115,7 +121,8 @@ class VisionTower(nn.Module):
 
     Args:
         visual: the ``visual`` module of an open_clip CLIP; its weights are shared and frozen.
-        adapters: per block index (0-based) the adapters at "pre_attn" and "pre_mlp"; each takes (tokens, num_frames).
+        adapters: per block index (0-based) the adapters by place, see :class:`Block`; those before a half take (tokens,
+            num_frames).
 
     Raises:
         InputError: a vision model that is no plain CLIP ViT with a class token.
@@ -151,10 +158,14 @@ class VisionTower(nn.Module):
         clips, frames = video.shape[:2]
         with torch.no_grad():
             x = self.embed(video.flatten(0, 1).to(self.conv1.weight.dtype))
+        return self.run_blocks(x, frames)[:, 0].unflatten(0, (clips, frames))
+
+    def run_blocks(self, x: Tensor, frames: int) -> Tensor:
+        """The class token of each sequence, (S, 1, D), after the last block, of the first one's tokens (S, L, D)."""
         for i, block in enumerate(self.blocks):
             with torch.set_grad_enabled(torch.is_grad_enabled() and i >= self.first_adapted):
                 x = self._block(block, x, frames, last=i == len(self.blocks) - 1)
-        return x[:, 0].unflatten(0, (clips, frames))
+        return x
 
     def embed(self, images: Tensor) -> Tensor:
         """Tokens (N, 1 + H*W, D) entering the first block, of images (N, 3, height, width)."""
@@ -164,12 +175,18 @@ class VisionTower(nn.Module):
 
     def _block(self, block: Block, x: Tensor, frames: int, last: bool) -> Tensor:
         x = self._adapt(block.pre_attn, x, frames)
+        queries = normalised = block.ln_1(x)
         if last:  # only the class token is read after the last block, so only it asks
-            normalised = block.ln_1(x)
-            x = x[:, :1] + block.ls_1(block.attend(normalised[:, :1], normalised))
-        else:
-            x = block.attention_half(x)
-        return block.mlp_half(self._adapt(block.pre_mlp, x, frames))
+            x, queries = x[:, :1], normalised[:, :1]
+        mixed = x + block.ls_1(block.attend(queries, normalised))
+        output = block.mlp_half(self._adapt(block.pre_mlp, mixed, frames))
+        if block.parallel is None or not self.adapters_enabled:
+            return output
+        return block.beside(x, queries, output, self.time(frames))
+
+    def time(self, frames: int) -> TimeLayout:
+        """Where the frames of a clip are among the tokens of a block."""
+        return TimeLayout(frames)
 
     def _adapt(self, adapter: nn.Module | None, x: Tensor, frames: int) -> Tensor:
         return adapter(x, frames) if adapter is not None and self.adapters_enabled else x
@@ -184,7 +201,7 @@ class TextTower(nn.Module):
 
     Args:
         clip: an open_clip CLIP; its text weights are shared and frozen.
-        adapters: per block index (0-based) an adapter before the FFN, taking tokens.
+        adapters: per block index (0-based) the adapters at "pre_mlp", taking tokens, or "parallel", see :class:`Block`.
 
     The forward pass is cut in two at the first adapter: :meth:`frozen_part` depends on the tokens alone and may be
     cached, :meth:`adapted_part` is what training changes.
@@ -199,7 +216,7 @@ class TextTower(nn.Module):
     text_projection: nn.Parameter | nn.Linear | None
     blocks: Any  # an nn.ModuleList of Block
 
-    def __init__(self, clip: Any, adapters: Mapping[int, nn.Module]) -> None:
+    def __init__(self, clip: Any, adapters: Mapping[int, Mapping[str, nn.Module]]) -> None:
         super().__init__()
         if getattr(clip, "text_pool_type", None) not in ("argmax", "eos") or not hasattr(clip, "transformer"):
             raise InputError("the text side of this model is no CLIP text transformer: use a CLIP model of open_clip")
@@ -209,9 +226,7 @@ class TextTower(nn.Module):
         blocks = clip.transformer.resblocks
         for block in blocks:
             freeze(block)
-        self.blocks = nn.ModuleList(
-            Block(block, {"pre_mlp": adapters[i]} if i in adapters else {}) for i, block in enumerate(blocks)
-        )
+        self.blocks = nn.ModuleList(Block(block, adapters.get(i, {})) for i, block in enumerate(blocks))
         self.first_adapted = min(adapters, default=len(blocks))
         self.context_length: int = clip.context_length
         self.vocab_size: int = clip.token_embedding.num_embeddings
@@ -228,25 +243,31 @@ class TextTower(nn.Module):
             positions: (N, K), which positions are read after the last block.
 
         Returns:
-            (N, S, D), or (N, K, D) where the first adapter sits in the last block or there is none.
+            (N, S, D), or (N, K, D) where the last block's attention is part of it.
         """
         x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
         x = x.to(self.ln_final.weight.dtype)
-        for i, block in enumerate(self.blocks[: self.first_adapted + 1]):
-            x = self._attention(block, x, positions)
-            if i < self.first_adapted:
-                x = block.mlp_half(x)
-        return x
+        for block in self.blocks[: self.first_adapted]:
+            x = block.mlp_half(self._attention(block, x, positions)[2])
+        return self._attention(self.blocks[self.first_adapted], x, positions)[2] if self._attention_is_frozen else x
 
     def adapted_part(self, hidden: Tensor, positions: Tensor) -> Tensor:
         """Last-block hidden states (N, K, D), before ln_final, of what :meth:`frozen_part` returned."""
         for i, block in enumerate(self.blocks[self.first_adapted :]):
-            if i > 0:
-                hidden = self._attention(block, hidden, positions)
+            x = queries = mixed = hidden
+            if i > 0 or not self._attention_is_frozen:
+                x, queries, mixed = self._attention(block, hidden, positions)
             if block.pre_mlp is not None and self.adapters_enabled:
-                hidden = block.pre_mlp(hidden)
-            hidden = block.mlp_half(hidden)
+                mixed = block.pre_mlp(mixed)
+            hidden = block.mlp_half(mixed)
+            if block.parallel is not None and self.adapters_enabled:
+                hidden = block.beside(x, queries, hidden, None)
         return hidden
+
+    @property
+    def _attention_is_frozen(self) -> bool:
+        """Whether the first adapter comes after its block's attention, which is then part of the frozen part."""
+        return self.first_adapted < len(self.blocks) and self.blocks[self.first_adapted].parallel is None
 
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """Last-block hidden states (N, K, D) at the positions (N, K) of token ids (N, S)."""
@@ -259,13 +280,14 @@ class TextTower(nn.Module):
             return self.text_projection(hidden)
         return hidden if self.text_projection is None else hidden @ self.text_projection
 
-    def _attention(self, block: Block, x: Tensor, positions: Tensor) -> Tensor:
-        if block is not self.blocks[-1]:
-            return block.attention_half(x, causal=True)
+    def _attention(self, block: Block, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the tokens that are read afterwards: the block's input, that after ln_1, and x + MSA(LN(x))."""
         normalised = block.ln_1(x)
+        if block is not self.blocks[-1]:
+            return x, normalised, x + block.ls_1(block.attend(normalised, normalised, causal=True))
         mask = positions[:, None, :, None] >= torch.arange(x.shape[1], device=x.device)
-        mixed = block.attend(gather_tokens(normalised, positions), normalised, mask=mask)
-        return gather_tokens(x, positions) + block.ls_1(mixed)
+        queries, x = gather_tokens(normalised, positions), gather_tokens(x, positions)
+        return x, queries, x + block.ls_1(block.attend(queries, normalised, mask=mask))
 
 
 def gather_tokens(x: Tensor, positions: Tensor) -> Tensor:

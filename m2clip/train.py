@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from m2clip import distributed, run_state
 from m2clip.config import RunConfig, save_config, validate
 from m2clip.errors import InputError
-from m2clip.optim import WarmupCosine, build_optimizer
+from m2clip.optim import SCHEDULES, build_optimizer
 from m2clip.run_log import RunLog
 from m2clip.run_state import Progress
 from m2clip.stepping import Pending, Stepper, check_step_options, compile_loss, cuda_capture
@@ -24,6 +24,7 @@ from m2clip.train_setup import (
     LossModule,
     StopRequest,
     build_model,
+    complete_identity,
     datasets,
     epoch_batches,
     mix_seeds,
@@ -138,6 +139,7 @@ class _Trainer:
             samples_per_step=self.samples_per_step,
             weight_decay=optim.weight_decay,
             text_lr_scale=optim.text_lr_scale,
+            beta2=optim.beta2,
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=optim.precision == "fp16")
         self.batches_per_epoch = len(self.train_set) // processes // optim.batch_size
@@ -148,7 +150,8 @@ class _Trainer:
             )
         self.steps_per_epoch = math.ceil(self.batches_per_epoch / optim.accumulate)
         total_steps = self.steps_per_epoch * optim.epochs
-        self.schedule = WarmupCosine(total_steps, round(optim.warmup_epochs * self.steps_per_epoch))
+        warmup_steps = round(optim.warmup_epochs * self.steps_per_epoch)
+        self.schedule = SCHEDULES[optim.schedule](total_steps, warmup_steps, optim.lr_floor)
         self.identity = run_identity(config, self.model, annotations)
 
         self.progress = Progress()
@@ -185,7 +188,7 @@ class _Trainer:
             seed_everything(mix_seeds(config.seed, distributed.rank()))
 
     def restore(self, checkpoint: run_state.Checkpoint) -> None:
-        run_state.check_same_run(checkpoint.state["identity"], self.identity, self.folder)
+        run_state.check_same_run(complete_identity(checkpoint.state["identity"]), self.identity, self.folder)
         run_state.restore_tensors(self.model, self.optimizer, checkpoint.tensors)
         self.scaler.load_state_dict(checkpoint.state["scaler"])
         self.progress = checkpoint.progress

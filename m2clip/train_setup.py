@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from m2clip import distributed
-from m2clip.config import RunConfig, flatten
+from m2clip.config import ModelConfig, RunConfig, flatten
 from m2clip.errors import InputError
 
 if TYPE_CHECKING:
@@ -189,6 +189,21 @@ def epoch_batches(
             raise InputError(str(error).strip().splitlines()[-1].partition("Error: ")[2] or str(error)) from None
 
 
+def base_clip(model: ModelConfig) -> nn.Module:
+    """The CLIP that a run is built on.
+
+    Raises:
+        InputError: ViCLIP without a path, an unknown CLIP, weights that cannot be read.
+    """
+    from m2clip.clip_loading import VICLIP, load_clip
+
+    if model.clip in VICLIP and model.pretrained is None:
+        raise InputError(
+            f"model.pretrained is not set: give the path of a {model.clip} checkpoint (its weights are not downloaded)"
+        )
+    return load_clip(model.clip, model.pretrained)
+
+
 def build_model(config: RunConfig, class_names: Sequence[str], clip: nn.Module | None = None) -> VideoModel:
     """The model that the configuration describes.
 
@@ -204,7 +219,7 @@ def build_model(config: RunConfig, class_names: Sequence[str], clip: nn.Module |
 
     model = config.model
     if clip is None:
-        clip = m2clip.load_clip(model.clip, model.pretrained)
+        clip = base_clip(model)
     return m2clip.create_model(
         model.method,
         clip,
@@ -230,6 +245,17 @@ def run_identity(config: RunConfig, model: VideoModel, annotations: Annotations)
         "training list": f"{len(annotations.items)} videos, sha256 {list_hash(annotations.items)}",
         "processes": distributed.world_size(),
     }
+
+
+def complete_identity(saved: dict[str, Any]) -> dict[str, Any]:
+    """The identity of an earlier run, with the fields that configurations did not have at that time.
+
+    Such a field's default is what was done before there was a choice.
+    """
+    fields = {name: _plain(value) for name, value in flatten(RunConfig()).items() if name not in _FREE}
+    for name in ("model.options", "model.preset"):  # an identity has the model's options one by one
+        del fields[name]
+    return {**fields, **saved}
 
 
 def _annotations(config: RunConfig, path: str, split: str | None, classes: Any) -> Annotations:

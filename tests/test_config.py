@@ -10,6 +10,8 @@ import torch
 from m2clip.config import RunConfig, bundled_configs, flatten, load_config, save_config
 from m2clip.data.label_sets import load_class_names
 from m2clip.errors import InputError
+from m2clip.optim import scaled_lr
+from m2clip.train_setup import build_model
 
 
 @pytest.mark.parametrize("name", bundled_configs())
@@ -39,6 +41,10 @@ def test_recipe_builds_its_model_without_memory(name: str) -> None:
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     if name.startswith("m2clip_k400"):
         assert trained == 16_138_136
+    if name in ("msta_k400", "msta_zeroshot_k400", "msta_base_to_novel"):
+        assert trained == 8_712_192
+    if name in ("msta_fewshot", "msta_base_to_novel_early"):
+        assert trained == (3_630_080 if name == "msta_fewshot" else 1_744_000)
     if name.startswith("m2clip_ssv2"):
         assert all(block.pre_attn is not None and block.pre_mlp is not None for block in model.visual.blocks)
 
@@ -48,7 +54,9 @@ def test_recipe_holds_only_differences_and_names_its_source(name: str) -> None:
     import yaml
 
     text = (Path(__file__).parents[1] / "m2clip" / "configs" / f"{name}.yaml").read_text()
-    assert any(source in text for source in ("AAAI 2024", "the authors' code", "our choice"))
+    assert any(
+        source in text for source in ("AAAI 2024", "the authors' code", "the authors' training logs", "our choice")
+    )
     given = [
         f"{section}.{field}" if isinstance(values, dict) else section
         for section, values in yaml.safe_load(text).items()
@@ -69,6 +77,26 @@ def test_published_values() -> None:
     for frames in (8, 16, 32):
         optim = load_config(f"m2clip_k400_b16_{frames}f").optim
         assert optim.batch_size * optim.accumulate == 36
+
+
+def test_published_values_of_msta() -> None:
+    names = ("msta_base_to_novel", "msta_base_to_novel_early", "msta_fewshot", "msta_zeroshot_k400", "msta_k400")
+    recipes = [load_config(name) for name in names]
+    assert [recipe.optim.epochs for recipe in recipes] == [11, 50, 50, 10, 30]
+    assert [recipe.optim.batch_size * 8 for recipe in recipes] == [32, 32, 32, 256, 256]
+    peaks = [scaled_lr(recipe.optim.lr, 8 * recipe.optim.batch_size) for recipe in recipes]
+    assert peaks == pytest.approx([1e-3, 1e-3, 1e-3, 8e-4, 8e-4], rel=1e-12)
+    for recipe in recipes:
+        optim, data = recipe.optim, recipe.data
+        assert (optim.schedule, optim.lr_floor, optim.warmup_epochs) == ("cosine_under_warmup", 0.01, 5)
+        assert (optim.beta2, optim.weight_decay, optim.precision) == (0.98, 1e-3, "fp32")
+        assert (data.augmentation, data.normalize, data.num_frames) == ("multi_scale_crop", "imagenet", 8)
+        assert (recipe.keep, recipe.validate_every) == ("best", 5)
+
+
+def test_viclip_wants_a_path() -> None:
+    with pytest.raises(InputError, match="model.pretrained is not set: give the path of a ViCLIP-B-16"):
+        build_model(load_config("msta_fewshot"), ["a cat"])
 
 
 def test_overrides_come_after_the_file_in_order(tmp_path: Path) -> None:
@@ -97,6 +125,10 @@ def test_saved_configuration_reads_back(tmp_path: Path) -> None:
         ("optim: {epochs: 1.5}", ("optim.epochs", "whole number")),
         ("optim: {epochs: 0}", ("optim.epochs", "1 or more")),
         ("optim: {lr: -1}", ("optim.lr", "above 0")),
+        ("optim: {lr_floor: 1}", ("optim.lr_floor", "below 1")),
+        ("optim: {lr_floor: -0.1}", ("optim.lr_floor", "0 or more")),
+        ("optim: {beta2: 1.0}", ("optim.beta2", "below 1")),
+        ("optim: {schedule: linear}", ("optim.schedule", "cosine_under_warmup", "linear")),
         ("optim: {lr: .nan}", ("optim.lr", "finite")),
         ("optim: {warmup_epochs: 20}", ("optim.warmup_epochs", "optim.epochs")),
         ("optim: {precision: fp8}", ("optim.precision", "bf16", "fp8")),

@@ -30,7 +30,7 @@ def test_the_dry_run_checks_every_step(tmp_path: Path) -> None:
     command = [sys.executable, ROOT / "tools" / "gpu_suite.py", "--dry", "--no-build", "--out", tmp_path / "out"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "tests of tests/gpu collected, 12 steps parsed" in done.stdout
+    assert "tests of tests/gpu collected, 13 steps parsed" in done.stdout
     assert int(done.stdout.split(" tests of tests/gpu")[0].split()[-1]) > 300
     assert "everything that can be checked here is right" in done.stdout
 

@@ -9,7 +9,7 @@ import torch
 
 import m2clip
 from m2clip.errors import InputError
-from m2clip.optim import WarmupCosine, build_optimizer, scaled_lr
+from m2clip.optim import SCHEDULES, CosineUnderWarmup, WarmupCosine, build_optimizer, scaled_lr
 from tests.training_run import CLASS_NAMES, build_clip
 
 
@@ -24,6 +24,28 @@ def test_schedule_values() -> None:
     assert WarmupCosine(2, 2).factor(1) == 1.0
     with pytest.raises(InputError):
         WarmupCosine(0, 0)
+
+
+@pytest.mark.parametrize("steps_per_epoch", [1, 3, 13, 100])
+def test_the_rates_of_mstas_logs(steps_per_epoch: int) -> None:
+    schedule = CosineUnderWarmup(50 * steps_per_epoch, 5 * steps_per_epoch, floor=0.01)
+    rates = [1e-3 * schedule.factor(epoch * steps_per_epoch) for epoch in (0, 1, 5, 49, 50)]
+    assert [round(rate, 9) for rate in rates] == [0.0, 0.0002, 0.000975773, 0.000010977, 0.00001]
+
+
+def test_schedules_end_at_the_floor() -> None:
+    for schedule in SCHEDULES.values():
+        assert schedule(20, 4, 0.25).factor(20) == pytest.approx(0.25, abs=1e-15)
+        assert schedule(20, 0, 0.25).factor(0) == 1.0
+    assert WarmupCosine(20, 4, 0.25).factor(12) == pytest.approx(0.625, abs=1e-15)
+    assert CosineUnderWarmup(20, 4, 0.25).factor(10) == pytest.approx(0.625, abs=1e-15)
+
+
+def test_beta2_and_mstas_decay_of_everything() -> None:
+    model = m2clip.create_model("msta", build_clip(), CLASS_NAMES, 2, width=8, alpha=0.0)
+    (group,) = build_optimizer(model, lr=1.0, samples_per_step=256, weight_decay=0.001, beta2=0.98).param_groups
+    assert (group["betas"], group["eps"], group["weight_decay"]) == ((0.9, 0.98), 1e-8, 0.001)
+    assert len(group["params"]) == len(model.trained_state_dict())
 
 
 def test_groups_rates_and_decay() -> None:

@@ -79,6 +79,15 @@ def test_comparison_and_demo_picture(tmp_path: Path) -> None:
         plots.demo_picture(results, [], tmp_path / "none.png")
 
 
+def test_few_shot_curves(tmp_path: Path) -> None:
+    curves = {"MSTA": {2: (0.3, 0.05), 16: (0.6, None)}, "M2-CLIP": {2: (0.4, 0.02), 4: (0.5, 0.01), 16: (0.7, 0.0)}}
+    path = plots.few_shot_curves(curves, tmp_path / "new" / "f.png", {"frozen CLIP": 0.2}, "top-1", 0.05)
+    strong = torch.tensor([0x1F, 0x5A, 0x8C]) / 255
+    assert float(((pixels(path) - strong).abs() < 0.01).all(dim=-1).float().mean()) > 0.001
+    other = plots.few_shot_curves({**curves, "MSTA": {2: (0.3, 0.05), 16: (0.2, None)}}, tmp_path / "g.png")
+    assert not torch.equal(pixels(path)[:300, :300], pixels(other)[:300, :300])
+
+
 def test_training_curves(tmp_path: Path) -> None:
     metrics = tmp_path / "metrics.csv"
     metrics.write_text("step,loss,loss_vc,lr,val_top1\n1,3.0,2.0,0.1,\n2,2.5,,0.2,0.5\n3,2.0,1.0,0.1,0.75\n")

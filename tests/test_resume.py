@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -100,6 +102,20 @@ def test_other_settings_are_refused(videos: Path, uninterrupted: Path) -> None:
     assert "optim.lr" not in message and "\n" not in message
     with pytest.raises(InputError, match="already holds a run"):
         train.run(build_config(videos, uninterrupted), clip=build_clip(), device="cpu", resume=False, quiet=True)
+
+
+def test_a_checkpoint_from_before_a_field_existed(videos: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    shutil.copytree(uninterrupted, tmp_path / "run")
+    for file in tmp_path.glob("run/checkpoints/*/state.json"):
+        state = json.loads(file.read_text())
+        for name in ("optim.schedule", "optim.lr_floor", "optim.beta2"):
+            del state["identity"][name]
+        file.write_text(json.dumps(state))
+    train.run(build_config(videos, tmp_path / "run"), clip=build_clip(), device="cpu", quiet=True)
+    assert_same_run(tmp_path / "run", uninterrupted)
+    with pytest.raises(InputError, match=r"optim.schedule \('cosine_after_warmup' there, 'cosine_under_warmup' here\)"):
+        other = build_config(videos, tmp_path / "run", "optim.schedule=cosine_under_warmup")
+        train.run(other, clip=build_clip(), device="cpu", quiet=True)
 
 
 def test_other_class_names_are_refused(videos: Path, uninterrupted: Path, tmp_path: Path) -> None:

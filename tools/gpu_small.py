@@ -13,8 +13,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from benchmarks.workloads import bottleneck, gelu, loss, ted
+from benchmarks.workloads import bottleneck, gelu, loss, msta, ted
 from m2clip import kernels
+from m2clip.kernels import TimeLayout
 from tests.gpu.workloads import BACKENDS
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -23,6 +24,9 @@ WORKLOADS = (
     ted(1, 2, (3, 3), 33, 64, class_token=False),
     bottleneck((37, 40), 24),
     bottleneck((5, 64), 33, "quick_gelu", 0.5),
+    msta((6, 7, 36), 12, TimeLayout(3)),
+    msta((2, 22, 33), 11, TimeLayout(3, joint=True), after_up=True),
+    msta((5, 7, 40), 24, None),
     gelu((21, 130)),
     loss("cosine_cross_entropy", 5, 37, 33),
     loss("soft_target_kl", 9, 9, 64),

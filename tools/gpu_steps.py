@@ -16,6 +16,7 @@ BENCHMARKS = {
     "adapter_speed": 0.38,
     "mixer_speed": 0.10,
     "bottleneck_speed": 0.12,
+    "msta_speed": 0.12,
     "loss_speed": 0.12,
     "train_speed": 0.20,
     "inference_speed": 0.08,

@@ -52,14 +52,19 @@ def add_views(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--reader", help="video reader: auto, decord, pyav, ...")
 
 
-def add_list(parser: argparse.ArgumentParser, classes_help: str, classes_required: bool = False) -> None:
-    """Which videos are scored, and what an unreadable one does."""
+def add_list(
+    parser: argparse.ArgumentParser, classes_help: str, classes_required: bool = False, several: bool = False
+) -> None:
+    """Which videos are scored, and what an unreadable one does; several: --list, --classes and --split take more."""
     group = parser.add_argument_group("videos")
-    group.add_argument("--list", required=True, help="list file, or a folder with one sub-folder of videos a class")
-    group.add_argument("--classes", required=classes_required, help=classes_help)
+    more: Any = {"nargs": "+"} if several else {}
+    group.add_argument(
+        "--list", required=True, help="list file, or a folder with one sub-folder of videos a class", **more
+    )
+    group.add_argument("--classes", required=classes_required, help=classes_help, **more)
     group.add_argument("--root", help="folder that relative paths in the list start from (default: the list's own)")
     group.add_argument("--format", default="auto", help="annotation format (default: auto)")
-    group.add_argument("--split", help="which part of the list, for formats that have splits")
+    group.add_argument("--split", help="which part of the list, for formats that have splits", **more)
     group.add_argument(
         "--on-error",
         choices=("raise", "skip", "wrong"),

@@ -45,36 +45,56 @@ def score(
         adapters_off: adapters that the first model runs without.
     """
     from m2clip import distributed
-    from m2clip.data.clips import ClipDataset
-    from m2clip.evaluate import evaluate_model
 
-    if distributed.is_main():
-        # A folder that cannot be written is found out before the work and not after it.
-        with writing(output / f"{stem}.json"):
-            tempfile.TemporaryFile(dir=output).close()
-    shown = distributed.is_main() and not args.json
-    results = []
-    for number, (name, model) in enumerate(candidates):
-        model = models.place(model, device, args.precision)
-        dataset = ClipDataset(annotations, models.clip_settings(config, model), training=False)
-        with progress_bar(name, shown) as progress:
-            results.append(
-                evaluate_model(
-                    model,
-                    dataset,
-                    config.eval,
-                    class_names=class_names,
-                    device=device,
-                    workers=config.data.workers,
-                    precision=args.precision,
-                    name=name,
-                    adapters_off=adapters_off if number == 0 else (),
-                    progress=progress,
-                )
-            )
+    check_writable(output / f"{stem}.json")
+    results = [
+        score_one(args, device, config, annotations, name, model, class_names, adapters_off if number == 0 else ())
+        for number, (name, model) in enumerate(candidates)
+    ]
     if distributed.is_main():
         _report(results, output, stem, args.json)
     return results
+
+
+def check_writable(path: Path) -> None:
+    """Find out before the work, and not after it, that a file could not be written: InputError."""
+    from m2clip import distributed
+
+    if distributed.is_main():
+        with writing(path):
+            tempfile.TemporaryFile(dir=path.parent).close()
+
+
+def score_one(
+    args: argparse.Namespace,
+    device: Any,
+    config: RunConfig,
+    annotations: Annotations,
+    name: str,
+    model: VideoModel,
+    class_names: Sequence[str],
+    adapters_off: Sequence[str] = (),
+) -> EvalResult:
+    """Evaluate one model on one list with a progress bar; arguments as for `score`."""
+    from m2clip import distributed
+    from m2clip.data.clips import ClipDataset
+    from m2clip.evaluate import evaluate_model
+
+    model = models.place(model, device, args.precision)
+    dataset = ClipDataset(annotations, models.clip_settings(config, model), training=False)
+    with progress_bar(name, distributed.is_main() and not args.json) as progress:
+        return evaluate_model(
+            model,
+            dataset,
+            config.eval,
+            class_names=class_names,
+            device=device,
+            workers=config.data.workers,
+            precision=args.precision,
+            name=name,
+            adapters_off=adapters_off,
+            progress=progress,
+        )
 
 
 def _report(results: Sequence[EvalResult], output: Path, stem: str, as_json: bool) -> None:

@@ -7,19 +7,15 @@ the reverse of a motion is the same clip played backwards. One third of the pair
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
 from m2clip.data.motion_render import SHAPES, SIZE, Pose, draw_looks, render
-from m2clip.errors import InputError
-from m2clip.files import replacing
+from m2clip.data.rendered_set import SPLITS, RenderedSet, mix_seed, render_set
 
 MOTIONS = (
     "moving left",
@@ -48,9 +44,6 @@ _ANIMATES = {
     "fading out": ("alpha", True),
 }
 FRAMES = (16, 24)
-FPS = 12
-_FORMAT = 1
-_CHUNK = 32
 
 
 @dataclass(frozen=True)
@@ -152,33 +145,6 @@ def render_clip(motion_class: MotionClass, seed: int) -> np.ndarray:
     return np.ascontiguousarray(clip[::-1]) if backwards else clip
 
 
-def write_clip(path: Path, clip: np.ndarray) -> None:
-    """Write one clip as H.264 in mp4, 12 frames a second; the file appears only when complete.
-
-    Args:
-        path: file to write.
-        clip: uint8 (T, H, W, 3) RGB with even H and W.
-    """
-    import av
-
-    # Thousands of clips that can be rendered again need not outlive a power failure.
-    with replacing(path, durable=False) as partial, av.open(str(partial), "w", format="mp4") as container:
-        # Without the macroblock tree, whose result varied from run to run, one clip always gives the same file.
-        options = {"preset": "veryfast", "crf": "18", "x264-params": "mbtree=0"}
-        stream = container.add_stream("libx264", rate=Fraction(FPS), options=options)
-        stream.height, stream.width = clip.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        stream.codec_context.thread_count = 1
-        for image in clip:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        container.mux(stream.encode(None))
-
-
-def _write_text(path: Path, text: str) -> None:
-    with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
-
-
 def clip_seed(seed: int, split: str, motion_class: MotionClass, number: int) -> int:
     """Seed of one clip of the data set, different for every split, class and clip number.
 
@@ -191,20 +157,15 @@ def clip_seed(seed: int, split: str, motion_class: MotionClass, number: int) -> 
     Returns:
         A non-negative integer below 2**63.
     """
-    words = [seed, ("train", "val").index(split), CLASSES.index(motion_class), number]
-    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return mix_seed(seed, SPLITS.index(split), CLASSES.index(motion_class), number)
 
 
-def _render_chunk(folder: str, seed: int, chunk: list[tuple[str, str, int]]) -> int:
-    by_slug = {c.slug: c for c in CLASSES}
-    for split, slug, number in chunk:
-        clip = render_clip(by_slug[slug], clip_seed(seed, split, by_slug[slug], number))
-        write_clip(Path(folder) / _clip_path(split, slug, number), clip)
-    return len(chunk)
+def draw_clip(motion_class: MotionClass, split: str, number: int, seed: int) -> np.ndarray:
+    """One clip of the data set, uint8 (T, 64, 64, 3) RGB; arguments as in `clip_seed`."""
+    return render_clip(motion_class, clip_seed(seed, split, motion_class, number))
 
 
-def _clip_path(split: str, slug: str, number: int) -> str:
-    return f"videos/{split}/{slug}/{number:04d}.mp4"
+DATA_SET = RenderedSet("motion", 1, BASE_CLASSES, NOVEL_CLASSES, draw_clip)
 
 
 def render_dataset(
@@ -214,73 +175,5 @@ def render_dataset(
     workers: int = 2,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Render the data set into a folder; clips that are already there are kept, so a stopped call can be repeated.
-
-    Args:
-        folder: where to write; created if needed. Clips go to videos/<split>/<class>/NNNN.mp4, the lists to
-            base_train.txt, base_val.txt and novel_val.txt (one "path id" a line), the class names to base_classes.csv
-            and novel_classes.csv (columns id, name).
-        clips_per_class: {"train": clips of each base class, "val": clips of each base and each novel class}.
-        seed: non-negative integer that fixes every clip.
-        workers: number of processes; 0 or 1 renders in this process. With more, a script that calls this must do so
-            under `if __name__ == "__main__":`, as for any new Python process.
-        progress: called with (clips done, clips wanted) after every few clips.
-
-    Returns:
-        The folder.
-
-    Raises:
-        InputError: a count is missing or not positive, or the folder holds the data set of another seed.
-    """
-    counts = {split: clips_per_class.get(split, 0) for split in ("train", "val")}
-    if set(clips_per_class) - set(counts) or min(counts.values()) < 1:
-        raise InputError(
-            f"clips_per_class must give a positive number for 'train' and for 'val', not {clips_per_class}"
-        )
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    _claim(folder, seed)
-
-    lists = {
-        "base_train.txt": ("train", BASE_CLASSES),
-        "base_val.txt": ("val", BASE_CLASSES),
-        "novel_val.txt": ("val", NOVEL_CLASSES),
-    }
-    clips = []
-    for name, (split, classes) in lists.items():
-        of_list = [(split, c.slug, number) for c in classes for number in range(counts[split])]
-        ids = {c.slug: c.id for c in classes}
-        _write_text(folder / name, "".join(f"{_clip_path(*clip)} {ids[clip[1]]}\n" for clip in of_list))
-        clips += of_list
-        for c in classes:
-            (folder / "videos" / split / c.slug).mkdir(parents=True, exist_ok=True)
-    for name, classes in (("base_classes.csv", BASE_CLASSES), ("novel_classes.csv", NOVEL_CLASSES)):
-        _write_text(folder / name, "id,name\n" + "".join(f"{c.id},{c.name}\n" for c in classes))
-
-    missing = [clip for clip in clips if not (folder / _clip_path(*clip)).exists()]
-    done = len(clips) - len(missing)
-    report = progress or (lambda done, wanted: None)
-    report(done, len(clips))
-    chunks = [missing[i : i + _CHUNK] for i in range(0, len(missing), _CHUNK)]
-    if workers <= 1:
-        for chunk in chunks:
-            done += _render_chunk(str(folder), seed, chunk)
-            report(done, len(clips))
-        return folder
-    import multiprocessing
-
-    # A forked copy of a process that has used torch's threads can hang, so the workers start afresh.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for future in as_completed([pool.submit(_render_chunk, str(folder), seed, chunk) for chunk in chunks]):
-            done += future.result()
-            report(done, len(clips))
-    return folder
-
-
-def _claim(folder: Path, seed: int) -> None:
-    """Keep clips of two seeds from mixing in one folder."""
-    facts = {"format": _FORMAT, "seed": seed}
-    path = folder / "motion.json"
-    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != facts:
-        raise InputError(f"{folder} holds a data set of another seed or version ({path}): choose another folder")
-    _write_text(path, json.dumps(facts) + "\n")
+    """Render the data set into a folder; arguments, result and errors as in `m2clip.data.rendered_set.render_set`."""
+    return render_set(DATA_SET, folder, clips_per_class, seed, workers, progress)

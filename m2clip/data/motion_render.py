@@ -55,9 +55,10 @@ class Pose:
     drift_y: np.ndarray
 
 
-def _colours(
+def draw_colours(
     rng: np.random.Generator, n: int, saturation: tuple[float, float], value: tuple[float, float]
 ) -> np.ndarray:
+    """Draw colours of any hue: float32 (n, 3) RGB in 0..1, saturation and value between the given bounds."""
     hue = rng.random((n, 1)) * 6.0
     s = rng.uniform(*saturation, (n, 1))
     v = rng.uniform(*value, (n, 1))
@@ -79,7 +80,9 @@ def draw_looks(rng: np.random.Generator, kind: np.ndarray) -> Look:
     stripes = np.stack(
         [rng.uniform(5.0, 9.0, n), rng.uniform(0.0, 2 * np.pi, n), rng.uniform(0.25, 0.45, n)], axis=1
     ).astype(np.float32)
-    ground = np.stack([_colours(rng, n, (0.1, 0.6), (0.05, 0.25)), _colours(rng, n, (0.1, 0.6), (0.25, 0.45))], axis=1)
+    ground = np.stack(
+        [draw_colours(rng, n, (0.1, 0.6), (0.05, 0.25)), draw_colours(rng, n, (0.1, 0.6), (0.25, 0.45))], axis=1
+    )
     length = np.exp(rng.uniform(np.log(9.0), np.log(48.0), (n, WAVES)))
     towards = rng.uniform(0.0, 2 * np.pi, (n, WAVES))
     waves = np.stack(
@@ -91,7 +94,7 @@ def draw_looks(rng: np.random.Generator, kind: np.ndarray) -> Look:
         ],
         axis=2,
     ).astype(np.float32)
-    return Look(np.asarray(kind), _colours(rng, n, (0.3, 1.0), (0.8, 1.0)), stripes, ground, waves)
+    return Look(np.asarray(kind), draw_colours(rng, n, (0.3, 1.0), (0.8, 1.0)), stripes, ground, waves)
 
 
 def _reflect(u: np.ndarray, w: np.ndarray, angle: float) -> tuple[np.ndarray, np.ndarray]:
@@ -126,12 +129,23 @@ def _distance(kind: int, u: np.ndarray, w: np.ndarray) -> np.ndarray:
     return np.abs(np.sqrt(u * u + w * w) - np.float32(0.68)) - np.float32(0.27)
 
 
-def _background(look: Look, pose: Pose, n: int) -> np.ndarray:
+def render_background(look: Look, drift_x: np.ndarray, drift_y: np.ndarray, size: int = SIZE) -> np.ndarray:
+    """Draw the backgrounds alone.
+
+    Args:
+        look: appearance of n scenes, or of one scene that all n drifts share.
+        drift_x, drift_y: (n,) displacement in pixels.
+        size: height and width in pixels.
+
+    Returns:
+        float32 (n, 3, size, size) RGB in 0..1.
+    """
+    n = len(drift_x)
     kx, ky, phase, amplitude = np.moveaxis(look.waves, 2, 0)
-    at = np.arange(SIZE, dtype=np.float32)
-    offset = phase - kx * pose.drift_x[:, None] - ky * pose.drift_y[:, None]
+    at = np.arange(size, dtype=np.float32)
+    offset = phase - kx * drift_x[:, None] - ky * drift_y[:, None]
     along_y = ky[..., None] * at + offset[..., None]
-    along_x = np.broadcast_to(kx[..., None] * at, (n, WAVES, SIZE))
+    along_x = np.broadcast_to(kx[..., None] * at, (n, WAVES, size))
     # cos(a + b) = cos a cos b - sin a sin b turns the sum of plane waves into one small matrix product.
     rows = np.concatenate([np.cos(along_y), -np.sin(along_y)], axis=1)
     rows *= np.concatenate([amplitude, amplitude], axis=1)[..., None]
@@ -153,7 +167,7 @@ def render(look: Look, pose: Pose) -> np.ndarray:
     """
     n = len(pose.x)
     # Colours stay the second dimension until the end: numpy is slow on a last dimension of three.
-    image = _background(look, pose, n)
+    image = render_background(look, pose.drift_x, pose.drift_y)
     kind = np.broadcast_to(look.kind, n)
     radius = pose.radius.astype(np.float32)[:, None, None]
     at = np.arange(SIZE, dtype=np.float32) + np.float32(0.5)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from m2clip.data.multi_scale import color_jitter, multi_scale_crop
 from m2clip.data.randaugment import randaugment
 from m2clip.errors import InputError
 
@@ -19,7 +20,8 @@ NORMALIZATION: dict[str, tuple[tuple[float, float, float], tuple[float, float, f
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
-AUGMENTATIONS = ("crop_flip", "randaugment", "none")
+AUGMENTATIONS = ("crop_flip", "randaugment", "multi_scale_crop", "none")
+_RESIZED = 256 / 224  # short side of resized frames by that of their crops
 
 # Offsets of the test crops along the long side, in quarters of the margin; "m2clip4" is what the authors' code does.
 CROPS: dict[int | str, tuple[int, ...]] = {1: (2,), 3: (0, 2, 4), "m2clip4": (0, 1, 2, 4)}
@@ -32,8 +34,10 @@ class TransformSettings:
     Args:
         size: height and width of the output, in pixels.
         augmentation: training: "crop_flip" (short side 1.0-1.15 x size, random crop, flip), "randaugment"
-            (rand-m7-n4-mstd0.5-inc1 and a random resized crop, never a flip) or "none" (the test transform, centred).
-        flip: whether "crop_flip" mirrors half of the clips; switch it off where classes name left and right.
+            (rand-m7-n4-mstd0.5-inc1 and a random resized crop, never a flip), "multi_scale_crop" (a crop of one of
+            four sizes at a corner or the centre, flip, colour jitter, grey) or "none" (the test transform, centred).
+        flip: whether "crop_flip" and "multi_scale_crop" mirror half of the clips; switch it off where classes name left
+            and right.
         normalize: "clip" or "imagenet" mean and standard deviation.
         crops: test crops: 1 (centre), 3 (both ends of the long side and the centre) or "m2clip4".
 
@@ -60,7 +64,7 @@ class TransformSettings:
 
 
 class TrainTransform:
-    """Random augmentation of one clip. Source: the recipes of M2-CLIP's code."""
+    """Random augmentation of one clip. Source: the recipes of M2-CLIP's code and of MSTA's training logs."""
 
     def __init__(self, settings: TransformSettings) -> None:
         self.settings = settings
@@ -72,9 +76,13 @@ class TrainTransform:
             frames = _crop_flip(frames, settings.size, settings.flip, rng)
         elif settings.augmentation == "randaugment":
             # More pixels than the usual 256 for a 224 crop only cost time in the colour operations.
-            limit = round(settings.size * 256 / 224)
+            limit = round(settings.size * _RESIZED)
             frames = _short_side(frames, limit) if min(frames.shape[-2:]) > limit else frames
             frames = _random_resized_crop(randaugment(frames, rng), settings.size, rng)
+        elif settings.augmentation == "multi_scale_crop":
+            frames = _short_side(frames, round(settings.size * _RESIZED))
+            frames = multi_scale_crop(frames, settings.size, settings.flip, rng)
+            frames = color_jitter(frames, rng)
         else:
             frames = _crop(_short_side(frames, settings.size), settings.size, 2)
         return _normalized(frames, settings.normalize)

@@ -14,6 +14,8 @@ from m2clip.text import PromptTokenizer
 from .base import Output, VideoModel
 from .frozen import FrozenCLIP, FrozenOptions
 from .m2clip import M2CLIP, PRESETS, M2CLIPOptions
+from .msta import MSTA, MSTAOptions
+from .msta import PRESETS as MSTA_PRESETS
 
 
 class Method(NamedTuple):
@@ -27,6 +29,7 @@ class Method(NamedTuple):
 
 METHODS = {
     "m2clip": Method(M2CLIP, M2CLIPOptions, PRESETS, "official"),
+    "msta": Method(MSTA, MSTAOptions, MSTA_PRESETS, "paper"),
     "clip": Method(FrozenCLIP, FrozenOptions, {"default": {}}, "default"),
 }
 
@@ -45,11 +48,12 @@ def create_model(
     """Build a video model on a CLIP.
 
     Args:
-        method: "m2clip", or "clip" for frozen CLIP.
+        method: "m2clip", "msta", or "clip" for frozen CLIP.
         clip: an open_clip CLIP with a ViT; its modules are shared with the model and frozen.
         class_names: names of the C classes, label i being the i-th name.
         num_frames: T, frames a clip.
-        preset: named options of the method; for "m2clip" "official" (the authors' code, default) or "paper".
+        preset: named options of the method; for "m2clip" "official" (the authors' code, default) or "paper", for "msta"
+            "paper" (default), "paper_fewshot" or "early".
         tokenizer: where the CLIP does not use the standard tokenizer.
         options: fields of the method's options, in place of the preset's.
 

@@ -139,6 +139,10 @@ class VideoModel(nn.Module):
         prompts, hidden = self._frozen_text()
         return self.text.project(self.text.adapted_part(hidden, prompts.positions)[:, 0])
 
+    def fill_caches(self) -> None:
+        """Compute once what depends on frozen weights and the label set alone, so that no step has to."""
+        self._frozen_text()
+
     def _set_names(self, names: Sequence[str]) -> None:
         words = prompt_words(names, self.prompt)
         self.class_names = list(names)

@@ -265,11 +265,11 @@ def _ted_adapters(visual: Any, num_frames: int, options: M2CLIPOptions) -> dict[
     }
 
 
-def _text_adapters(clip: Any, options: M2CLIPOptions) -> dict[int, nn.Module]:
+def _text_adapters(clip: Any, options: M2CLIPOptions) -> dict[int, dict[str, nn.Module]]:
     dim, blocks = clip.token_embedding.embedding_dim, len(clip.transformer.resblocks)
     if options.text_layers > blocks:
         raise InputError(f"text_layers={options.text_layers}, but the text tower has {blocks} layers")
     return {
-        i: TextAdapter(dim, options.text_width, zero_init_up=options.text_zero_init_up)
+        i: {"pre_mlp": TextAdapter(dim, options.text_width, zero_init_up=options.text_zero_init_up)}
         for i in range(blocks - options.text_layers, blocks)
     }

@@ -75,4 +75,5 @@ inline void check(const std::string& where, const std::vector<Expected>& expecte
 void check_mixer();
 void check_rows();
 void check_activations();
+void check_time_up();
 void check_losses();

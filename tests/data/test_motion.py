@@ -21,8 +21,8 @@ from m2clip.data.motion import (
     draw_path,
     render_clip,
     render_dataset,
-    write_clip,
 )
+from m2clip.data.rendered_set import FPS, write_clip
 from m2clip.errors import InputError
 
 REVERSED = [
@@ -195,7 +195,7 @@ def test_a_written_clip_decodes_to_what_was_rendered(tmp_path):
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
             assert stream.codec_context.name == "h264" and stream.codec_context.pix_fmt == "yuv420p"
-            assert stream.average_rate == motion.FPS
+            assert stream.average_rate == FPS
             decoded = np.stack([f.to_ndarray(format="rgb24") for f in container.decode(stream)])
         assert decoded.shape == clip.shape and 16 <= len(clip) <= 24
         # yuv420p halves the resolution of the colours, which is most of this error.

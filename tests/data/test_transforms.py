@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 
+from m2clip.data import multi_scale
 from m2clip.data import randaugment as ra
 from m2clip.data.transforms import AUGMENTATIONS, NORMALIZATION, EvalTransform, TrainTransform, TransformSettings
 from m2clip.errors import InputError
@@ -42,7 +43,7 @@ def test_all_frames_get_the_same_parameters(augmentation: str) -> None:
         assert torch.equal(video, video[:1].expand_as(video))
 
 
-@pytest.mark.parametrize("augmentation", ["crop_flip", "randaugment"])
+@pytest.mark.parametrize("augmentation", ["crop_flip", "randaugment", "multi_scale_crop"])
 def test_the_seed_alone_decides(augmentation: str) -> None:
     transform = TrainTransform(TransformSettings(size=48, augmentation=augmentation))
     frames = picture(64, 80)
@@ -68,8 +69,9 @@ def left_dark(height: int = 64, width: int = 64) -> torch.Tensor:
     return torch.linspace(0, 255, width).to(torch.uint8).expand(2, 3, height, width).contiguous()
 
 
-def test_flip_mirrors_about_half_of_the_clips() -> None:
-    transform = TrainTransform(TransformSettings(size=48))
+@pytest.mark.parametrize("augmentation", ["crop_flip", "multi_scale_crop"])
+def test_flip_mirrors_about_half_of_the_clips(augmentation: str) -> None:
+    transform = TrainTransform(TransformSettings(size=48, augmentation=augmentation))
     count = sum(mirrored(transform(left_dark(), seed)) for seed in range(200))
     assert 70 < count < 130
 
@@ -78,6 +80,7 @@ def test_flip_mirrors_about_half_of_the_clips() -> None:
     "settings",
     [
         TransformSettings(size=48, flip=False),
+        TransformSettings(size=48, augmentation="multi_scale_crop", flip=False),
         TransformSettings(size=48, augmentation="none"),
         TransformSettings(size=48, crops=1),
     ],
@@ -133,6 +136,38 @@ def test_normalisation(name: str, mean: float, std: float) -> None:
         torch.full((1, 3, 16, 16), 255, dtype=torch.uint8)
     )
     assert video[0, 0, 0, 0, 0].item() == pytest.approx((1 - mean) / std, rel=1e-6)
+
+
+def test_multi_scale_crop_takes_every_size_and_place() -> None:
+    rows, columns = torch.meshgrid(torch.arange(200), torch.arange(240), indexing="ij")
+    frames = torch.stack([rows, columns, rows]).to(torch.uint8)[None]
+    rng, seen = random.Random(0), set()
+    for _ in range(2000):
+        # Resized to 300, a crop's first and last pixels tell where it began and ended.
+        crop = multi_scale.multi_scale_crop(frames, 300, False, rng)[0, :2].int()
+        seen.add((*crop[:, 0, 0].tolist(), *crop[:, -1, -1].tolist()))
+    sides = (200, 175, 150, 132)
+    expected = set()
+    for i, height in enumerate(sides):
+        for width in sides[max(i - 1, 0) : i + 2]:
+            down, right = 200 - height, 240 - width
+            places = [(0, 0), (0, right), (down, 0), (down, right), (down // 2, right // 2)]
+            expected |= {(top, left, top + height - 1, left + width - 1) for top, left in places}
+    assert seen == expected
+
+
+def test_color_jitter_and_grey_come_as_often_as_they_should() -> None:
+    frames = picture(16, 16, frames=1)
+    rng = random.Random(0)
+    grey = same = 0
+    for _ in range(500):
+        changed = multi_scale.color_jitter(frames, rng)
+        assert changed.dtype == torch.uint8
+        grey += int(torch.equal(changed[:, 0], changed[:, 1]) and torch.equal(changed[:, 0], changed[:, 2]))
+        same += int(torch.equal(changed, frames))
+    # One in five is grey; of the others (400) one in five is as it was.
+    assert 70 < grey < 130
+    assert 50 < same < 110
 
 
 def test_randaugment_operations() -> None:
@@ -193,7 +228,10 @@ def test_randaugment_draws_every_operation_and_often_none(monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"augmentation": "mixup"}, "augmentation must be one of crop_flip, randaugment, none, not 'mixup'"),
+        (
+            {"augmentation": "mixup"},
+            "augmentation must be one of crop_flip, randaugment, multi_scale_crop, none, not 'mixup'",
+        ),
         ({"normalize": "none"}, "normalize must be one of clip, imagenet"),
         ({"crops": 2}, "crops must be one of 1, 3, m2clip4, not 2"),
         ({"size": 0}, "size must be at least 1 pixel"),

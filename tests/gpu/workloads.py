@@ -7,14 +7,16 @@ from functools import partial
 import pytest
 import torch
 
-from benchmarks.workloads import DEVICE, Workload, bottleneck, gelu, in_double, loss, ted
+from benchmarks.workloads import DEVICE, Workload, bottleneck, gelu, in_double, loss, msta, ted
 from m2clip import kernels
+from m2clip.kernels import TimeLayout
 from tests.kernels.proof import assert_as_exact
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 BACKENDS = {
     "ted_adapter": ("triton", "cuda"),
     "bottleneck_adapter": ("triton",),
+    "msta_adapter": ("triton",),
     "bias_gelu": ("triton",),
     "cosine_cross_entropy": ("triton",),
     "soft_target_kl": ("triton",),
@@ -23,6 +25,7 @@ BACKENDS = {
 SMALL = {
     "ted_adapter": partial(ted, 2, 3, (5, 4), 48, 32),
     "bottleneck_adapter": partial(bottleneck, (2, 30, 48), 32),
+    "msta_adapter": partial(msta, (6, 10, 48), 16, TimeLayout(3)),
     "bias_gelu": partial(gelu, (2, 30, 48)),
     "cosine_cross_entropy": partial(loss, "cosine_cross_entropy", 16, 40, 64),
     "soft_target_kl": partial(loss, "soft_target_kl", 24, 24, 64),

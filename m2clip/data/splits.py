@@ -1,0 +1,110 @@
+"""Splits of a data set: base and novel halves of its classes, random halves, and lists of videos as files."""
+
+from __future__ import annotations
+
+import csv
+import io
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from m2clip.data.annotations import Annotations
+from m2clip.errors import InputError
+from m2clip.files import replacing
+
+
+@dataclass(frozen=True)
+class WrittenList:
+    """A list of videos in files, as a configuration names it.
+
+    Attributes:
+        path: the list; videos are named by absolute paths.
+        format: its annotation format, "list" or "frames".
+        classes: the class file, columns id and name.
+    """
+
+    path: Path
+    format: str
+    classes: Path
+
+
+def frequent_half(annotations: Annotations) -> tuple[list[str], list[str]]:
+    """Base and novel class names: the more frequent half of the classes is base, as in the ViFi-CLIP benchmark.
+
+    Of an odd number the larger half is base; classes with equally many videos come in the order of their labels. Both
+    halves keep that order.
+
+    Args:
+        annotations: training videos of all classes.
+
+    Raises:
+        InputError: no class names, or fewer than two classes.
+    """
+    names = _names(annotations)
+    videos = Counter(item.label for item in annotations.items)
+    order = sorted(range(len(names)), key=lambda label: (-videos[label], label))
+    base = set(order[: (len(names) + 1) // 2])
+    return [names[i] for i in range(len(names)) if i in base], [names[i] for i in range(len(names)) if i not in base]
+
+
+def random_halves(class_names: Sequence[str], count: int, seed: int = 0) -> list[list[str]]:
+    """Draw random halves of the classes, the smaller half of an odd number, in the order of the labels.
+
+    Args:
+        class_names: C names.
+        count: how many halves.
+        seed: of all draws.
+
+    Raises:
+        InputError: fewer than four classes, of which a half would leave nothing to choose from.
+    """
+    if len(class_names) < 4:
+        raise InputError(f"random halves need four classes or more, there are {len(class_names)}")
+    halves = []
+    for number in range(count):
+        chosen = set(random.Random(f"{seed}/{number}").sample(range(len(class_names)), len(class_names) // 2))
+        halves.append([name for label, name in enumerate(class_names) if label in chosen])
+    return halves
+
+
+def write_list(annotations: Annotations, path: Path) -> WrittenList:
+    """Write a list and, beside it, its class names (<name>_classes.csv), each to a temporary name and then renamed.
+
+    Args:
+        annotations: the videos, with class names; video files alone or folders of frames alone.
+        path: file to write.
+
+    Raises:
+        InputError: no class names, files and folders mixed, or a path that a line of text cannot hold.
+    """
+    names = _names(annotations)
+    folders = {item.num_frames is not None for item in annotations.items}
+    if len(folders) > 1:
+        raise InputError(f"{annotations.source}: holds both video files and folders of frames; one list cannot")
+    lines = []
+    for item in annotations.items:
+        video = str(item.path.absolute())
+        # A list line is read with these stripped from its ends.
+        if video.strip(' ,"\t') != video or "\n" in video or "\r" in video:
+            raise InputError(f"{video!r} cannot stand in a list: rename it")
+        frames = "" if item.num_frames is None else f" {item.num_frames}"
+        lines.append(f"{video}{frames} {item.label}\n")
+    classes = path.with_name(f"{path.stem}_classes.csv")
+    table = io.StringIO()
+    rows = csv.writer(table, lineterminator="\n")
+    rows.writerow(("id", "name"))
+    rows.writerows(enumerate(names))
+    for file, text in ((classes, table.getvalue()), (path, "".join(lines))):
+        with replacing(file) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return WrittenList(path, "frames" if True in folders else "list", classes)
+
+
+def _names(annotations: Annotations) -> list[str]:
+    if annotations.class_names is None:
+        raise InputError(f"{annotations.source}: gives class numbers but no names; name a label set or a class file")
+    if len(annotations.class_names) < 2:
+        raise InputError(f"{annotations.source}: has one class only")
+    return list(annotations.class_names)

@@ -1,0 +1,214 @@
+"""MSTA (CVPR 2025): adapters beside the blocks of both towers that share a projection, and a consistency constraint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from m2clip.adapters import MSTAAdapter
+from m2clip.descriptions import load_descriptions
+from m2clip.errors import InputError
+from m2clip.joint_tower import JointVisionTower, is_joint
+from m2clip.kernels import cosine_cross_entropy
+from m2clip.losses import Losses
+from m2clip.text import PromptTokenizer
+from m2clip.towers import TextTower, VisionTower, layer_range
+
+from .base import VideoModel
+
+TOWERS = ("visual", "text")
+_SENTENCES_AT_ONCE = 256
+
+
+@dataclass
+class MSTAOptions:
+    """Everything that distinguishes one MSTA from another; defaults follow the paper.
+
+    width: bottleneck width d; layers "all", "none" or a 1-based range of the vision tower's blocks such as "8-12", the
+    text tower's counted from its end like them; scale: lambda; temporal_up "grouped" or "dw_after_up", the two readings
+    of the temporal up-projection; adapter_prenorm "ln_1" or "none"; rescale_adapter_grad; towers, which have adapters;
+    share, whether the two adapters of a depth share their middle projection.
+    alpha: weight of the consistency loss; descriptions: two files, of spatial and of temporal sentences, or names of
+    bundled ones; they are needed to train with alpha above 0, not to use a trained model.
+    prompt: the template of class texts.
+    """
+
+    width: int = 256
+    layers: str = "all"
+    scale: float = 0.005
+    temporal_up: str = "grouped"
+    adapter_prenorm: str = "ln_1"
+    rescale_adapter_grad: bool = False
+    towers: tuple[str, ...] = TOWERS
+    share: bool = True
+    alpha: float = 1.0
+    descriptions: tuple[str, ...] | None = None
+    prompt: str = "a video of {}."
+
+    def __post_init__(self) -> None:
+        self.towers = tuple(self.towers)
+        self.descriptions = None if self.descriptions is None else tuple(self.descriptions)
+        for name, value, allowed in (
+            ("temporal_up", self.temporal_up, ("grouped", "dw_after_up")),
+            ("adapter_prenorm", self.adapter_prenorm, ("ln_1", "none")),
+            *(("towers", tower, TOWERS) for tower in self.towers),
+        ):
+            if value not in allowed:
+                raise InputError(f"{name}: {value!r} is none of {', '.join(allowed)}")
+        if self.width < 1 or self.alpha < 0 or self.scale < 0:
+            raise InputError("width must be at least 1, scale and alpha at least 0")
+        if self.rescale_adapter_grad and self.scale == 0:
+            raise InputError("rescale_adapter_grad divides by scale, which is 0")
+        if self.descriptions is not None and len(self.descriptions) != 2:
+            raise InputError("descriptions takes two files: spatial sentences, then temporal ones")
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "paper_fewshot": {"layers": "8-12"},
+    "early": {"layers": "8-12", "width": 128},
+}
+
+
+class MSTA(VideoModel):
+    """MSTA on a per-frame CLIP or on ViCLIP. See :class:`MSTAOptions` and, for shapes, :class:`VideoModel`.
+
+    With ViCLIP, which has one class token for a clip, frame_features hold that one, (B, 1, D_vl).
+
+    Source: MSTA (CVPR 2025); presets "paper" and "paper_fewshot" as published, "early" the authors' earlier runs.
+    """
+
+    method = "msta"
+
+    def __init__(
+        self,
+        clip: Any,
+        class_names: Sequence[str],
+        num_frames: int,
+        options: MSTAOptions,
+        tokenizer: PromptTokenizer | None = None,
+    ) -> None:
+        super().__init__(clip, class_names, num_frames, options.prompt, tokenizer)
+        self.config = options
+        visual, text = _adapters(clip, options)
+        tower = JointVisionTower if is_joint(clip) else VisionTower
+        self.visual, self.text = tower(clip.visual, visual), TextTower(clip, text)
+        self._described: Tensor | None = None
+
+    def encode(self, video: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        frame_features = self.visual.project(self.visual(video)).float()
+        return frame_features, frame_features.mean(dim=1), None
+
+    def loss(
+        self,
+        video: Tensor,
+        labels: Tensor,
+        generator: torch.Generator | None = None,
+        drawn: Sequence[Tensor] | None = None,
+    ) -> Losses:
+        """Cross-entropy over the class texts, and alpha times the consistency of these texts with descriptions.
+
+        Raises:
+            InputError: if the class names were exchanged; if alpha asks for descriptions and none were given.
+        """
+        if not self.knows_labels:
+            raise InputError("the class names were exchanged; training needs those the model was built with")
+        video_features = self.encode(self._checked(video))[1]
+        text_features = self.text_features().float()
+        scale = self.logit_scale.float().exp()
+        parts = {"ce": cosine_cross_entropy(video_features, text_features, labels, scale)}
+        total = parts["ce"]
+        if self.config.alpha > 0:
+            parts["cc"] = consistency_loss(text_features, self.described_features())
+            total = total + self.config.alpha * parts["cc"]
+        return Losses(total, {name: part.detach() for name, part in parts.items()})
+
+    def described_features(self) -> Tensor:
+        """(2, C, D_vl): mean unit features of each class's spatial and temporal sentences, by the frozen text tower.
+
+        Raises:
+            InputError: no descriptions, or files that do not describe all classes.
+        """
+        weight = self.text.ln_final.weight
+        found = self._described
+        if found is None or found.device != weight.device:
+            if self.config.descriptions is None:
+                raise InputError(
+                    "MSTA's consistency loss needs descriptions of the classes: set the option descriptions "
+                    "(m2clip describe writes files to fill in), or alpha to 0"
+                )
+            kinds = [load_descriptions(source, self.class_names) for source in self.config.descriptions]
+            found = self._described = torch.stack([self._mean_features(sentences) for sentences in kinds])
+        return found
+
+    @torch.no_grad()
+    def _mean_features(self, described: Sequence[Sequence[str]]) -> Tensor:
+        """(C, D_vl) of each class's sentences."""
+        prompts = self.tokenizer.batch([sentence.split() for sentences in described for sentence in sentences])
+        prompts = prompts.to(self.text.ln_final.weight.device)
+        with self.adapters_disabled("text"):
+            features = torch.cat(
+                [
+                    self.text.project(self.text(tokens, positions)[:, 0]).float()
+                    for tokens, positions in zip(
+                        prompts.tokens.split(_SENTENCES_AT_ONCE),
+                        prompts.positions.split(_SENTENCES_AT_ONCE),
+                        strict=True,
+                    )
+                ]
+            )
+        unit = F.normalize(features, dim=-1).split([len(sentences) for sentences in described])
+        return torch.stack([rows.mean(dim=0) for rows in unit])
+
+    def fill_caches(self) -> None:
+        super().fill_caches()
+        if self.config.alpha > 0 and self.knows_labels and self.config.descriptions is not None:
+            self.described_features()
+
+    def options(self) -> dict[str, Any]:
+        return asdict(self.config)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """One group: everything learns at one rate and decays, biases too."""
+        params = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        return [{"name": "main", "params": params, "lr_scale": 1.0, "weight_decay": True}]
+
+
+def consistency_loss(text_features: Tensor, described: Tensor) -> Tensor:
+    """Mean over classes of 2 - cos(w, D_spatial) - cos(w, D_temporal).
+
+    Args:
+        text_features: w, (C, D_vl). described: (2, C, D_vl), without gradient.
+    """
+    return (1 - F.cosine_similarity(text_features, described, dim=-1)).sum(dim=0).mean()
+
+
+def _adapters(
+    clip: Any, options: MSTAOptions
+) -> tuple[dict[int, dict[str, nn.Module]], dict[int, dict[str, nn.Module]]]:
+    """Adapters of both towers by block; blocks at the same distance from the end share their middle projection."""
+    dims = {"visual": clip.visual.conv1.out_channels, "text": clip.token_embedding.embedding_dim}
+    depths = {"visual": len(clip.visual.transformer.resblocks), "text": len(clip.transformer.resblocks)}
+    wanted = {depths["visual"] - i for i in layer_range(options.layers, depths["visual"])}
+    if options.layers == "all":
+        wanted |= set(range(1, depths["text"] + 1))
+    found: dict[str, dict[int, dict[str, nn.Module]]] = {tower: {} for tower in TOWERS}
+    for from_end in sorted(wanted, reverse=True):
+        shared = nn.Linear(options.width, options.width)
+        for tower in options.towers:
+            if from_end <= depths[tower]:
+                module = MSTAAdapter(
+                    dims[tower],
+                    shared if options.share else nn.Linear(options.width, options.width),
+                    temporal_up=options.temporal_up if tower == "visual" else "none",
+                    scale=options.scale,
+                    prenorm=options.adapter_prenorm == "ln_1",
+                    rescale_gradient=options.rescale_adapter_grad,
+                )
+                found[tower][depths[tower] - from_end] = {"parallel": module}
+    return found["visual"], found["text"]

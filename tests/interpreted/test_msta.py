@@ -1,0 +1,116 @@
+"""The Triton kernels of msta_adapter against the reference in fp64: both readings and text, both layouts of frames."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from m2clip.kernels import MSTAWeights
+from m2clip.kernels.triton import msta
+from m2clip.kernels.triton.msta import TimeConfig, time_candidates, time_config
+from tests.kernels.proof import assert_as_exact
+from tests.kernels.test_msta import READINGS, problem, results
+
+# D, d: three, two, one and seven columns of a channel; wider than a tile of the convolution, and odd.
+WIDTHS = ((48, 16), (26, 13), (20, 20), (35, 5), (150, 75))
+
+
+@pytest.fixture(autouse=True)
+def memory_that_is_not_zero() -> Iterator[None]:
+    """New tensors are filled with NaN, as long as every algorithm has to be deterministic."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def assert_proven(dtype: torch.dtype, inputs, weights, time, strided: bool = False) -> None:
+    truth = results(torch.float64, "reference", inputs, weights, time)
+    eager = results(dtype, "reference", inputs, weights, time)
+    ours = results(dtype, "triton", inputs, weights, time, strided)
+    assert_as_exact(truth, eager, ours)
+    again = results(dtype, "triton", inputs, weights, time, strided)
+    assert all(torch.equal(a, b) for a, b in zip(ours, again, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("joint", [False, True], ids=["per frame", "joint"])
+@pytest.mark.parametrize("frames", [1, 2, 3, 8])
+@pytest.mark.parametrize("reading", READINGS)
+def test_triton_is_as_exact_as_eager(reading, frames, joint, dtype):
+    for dim, width in WIDTHS if dtype == torch.float32 and frames < 8 else WIDTHS[:2]:
+        inputs, weights, time = problem(reading, frames, joint, dim=dim, width=width)
+        assert_proven(dtype, inputs, weights, time, strided=width % 2 == 1)
+
+
+@pytest.mark.parametrize("joint", [False, True], ids=["per frame", "joint"])
+@pytest.mark.parametrize("reading", READINGS[:2])
+def test_many_positions_and_few_sums(reading, joint, monkeypatch):
+    """A program of the backward pass works on several blocks of positions and clips."""
+    monkeypatch.setattr(msta, "MOST_SUMS", 2)
+    inputs, weights, time = problem(reading, 3, joint, clips=3, positions=37, dim=24, width=12)
+    assert_proven(torch.float32, inputs, weights, time)
+
+
+@pytest.mark.parametrize("reading", READINGS[:2])
+def test_class_tokens_alone(reading):
+    inputs, weights, time = problem(reading, 2, True, clips=3, positions=0)
+    assert_proven(torch.float32, inputs, weights, time)
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_empty_batches(reading):
+    inputs, weights, time = problem(reading, 2, False, clips=0)
+    y, *gradients = results(torch.float16, "triton", inputs, weights, time)
+    assert y.numel() == 0 and not any(gradient.any() for gradient in gradients)
+
+
+@pytest.mark.parametrize("reading", READINGS[:2])
+def test_every_candidate_gives_the_same(reading, monkeypatch):
+    inputs, weights, time = problem(reading, 3, True, positions=9, dim=36, width=12)
+    expected = results(torch.float32, "triton", inputs, weights, time)
+    for config in (*time_candidates(3 if reading == "grouped" else 1, torch.bfloat16, 90)[1:], TimeConfig(1, 8, 1)):
+        monkeypatch.setattr(msta, "time_config", lambda *_, config=config: config)
+        found = results(torch.float32, "triton", inputs, weights, time)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_what_is_not_needed_changes_nothing(reading):
+    (x, base), weights, time = problem(reading, 2, True)
+    x, base = x.float(), base.float()
+    weights = MSTAWeights(*(w.float() if torch.is_tensor(w) else w for w in weights))
+    y, first, second = msta.forward(x, base, weights, time, 0.5, True)
+    alone, *nothing = msta.forward(x, base, weights, time, 0.5, False)
+    assert torch.equal(alone, y) and not any(tensor.numel() for tensor in nothing)
+    dx, gradients = msta.backward(base, x, first, second, weights, time, 0.5, True, True)
+    only_x, none = msta.backward(base, x, first, second, weights, time, 0.5, True, False)
+    assert torch.equal(only_x, dx) and none == []
+    no_x, only_weights = msta.backward(base, x, first, second, weights, time, 0.5, False, True)
+    assert no_x.numel() == 0
+    assert all(torch.equal(a, b) for a, b in zip(gradients, only_weights, strict=True))
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_operator(reading):
+    inputs, weights, time = problem(reading, 2, False, dim=12, width=4)
+    x, base = (tensor.float() for tensor in inputs)
+    tensors = [w.float() for w in weights if torch.is_tensor(w)]
+    options = (0 if time is None else 2, False, weights.after_up, 0.5, "triton")
+    leaves = [tensor.clone().requires_grad_() for tensor in (x, base, *tensors)]
+    for keep in (True, False):
+        args = (*leaves[:2], leaves[2:], *options, keep)
+        torch.library.opcheck(torch.ops.m2clip.msta_adapter.default, args)
+    y, first, second = torch.ops.m2clip.msta_adapter(x, base, tensors, *options, True)
+    for needs in ((True, True), (False, True), (True, False)):
+        args = (y, x, first, second, tensors, *options, *needs)
+        torch.library.opcheck(torch.ops.m2clip.msta_adapter_backward.default, args)
+
+
+def test_a_tile_holds_whole_channels_and_some_thousand_values():
+    for spread in (1, 2, 3, 6, 12, 48):
+        for config in time_candidates(spread, torch.bfloat16, 90):
+            assert config.positions * config.channels * msta.spread_block(spread) <= 4096
+    assert time_config(3, torch.bfloat16, 90) == TimeConfig(8, 32, 4)
