@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -25,7 +26,13 @@ LIBRARY.define(
 def _setting(
     weights: list[Tensor], num_frames: int, joint: bool, after_up: bool
 ) -> tuple[MSTAWeights, TimeLayout | None]:
-    return MSTAWeights(*weights, after_up=after_up), TimeLayout(num_frames, joint) if num_frames else None
+    return _weights(weights, after_up), TimeLayout(num_frames, joint) if num_frames else None
+
+
+def _weights(tensors: Iterable[Tensor], after_up: bool) -> MSTAWeights:
+    """The weights of six tensors, or of eight."""
+    fields: dict[str, Any] = dict(zip(MSTAWeights._fields, tensors, strict=False))
+    return MSTAWeights(**fields, after_up=after_up)
 
 
 def _forward(x: Tensor, base: Tensor, weights: list[Tensor], *options: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -162,7 +169,7 @@ def msta_adapter(
     chosen = dispatch.choose("msta_adapter", x, backend, weights.down_weight.shape[0])
     tensors = [tensor for tensor in weights if isinstance(tensor, Tensor)]
     if chosen == "reference" or _grouped_otherwise(weights):
-        cast = MSTAWeights(*(tensor.to(x.dtype) for tensor in tensors), after_up=weights.after_up)
+        cast = _weights((tensor.to(x.dtype) for tensor in tensors), weights.after_up)
         return reference.msta_adapter(x, base, cast, time, scale)
     dtype = dispatch.compute_dtype("msta_adapter", x)
     layout = (0, False) if time is None or weights.conv_weight is None else tuple(time)

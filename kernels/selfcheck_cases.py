@@ -188,7 +188,7 @@ def _gelu_inputs(shape: tuple[int, ...], strided: bool) -> Tensors:
 
 
 def _run_gelu(activation: str, tensors: Tensors, backend: str) -> Tensor:
-    return bias_gelu(*tensors.values(), activation, backend=backend)
+    return bias_gelu(tensors["h"], tensors["bias"], activation, backend=backend)
 
 
 def _gelu_cases() -> Iterator[Case]:

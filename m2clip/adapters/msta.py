@@ -87,7 +87,8 @@ class MSTAAdapter(nn.Module):
         tensors = [tensor for layer in layers for tensor in (layer.weight, layer.bias)]
         if self.rescale_gradient:
             tensors = [_ScaledGradient.apply(tensor, 1 / self.scale) for tensor in tensors]
-        return MSTAWeights(*tensors, after_up=self.after_up)
+        fields: dict[str, Any] = dict(zip(MSTAWeights._fields, tensors, strict=False))
+        return MSTAWeights(**fields, after_up=self.after_up)
 
     def forward(self, x: Tensor, base: Tensor, time: TimeLayout | None = None) -> Tensor:
         return msta_adapter(x, base, self.weights(), time, scale=self.scale, backend=self.backend)
