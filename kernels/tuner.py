@@ -19,8 +19,9 @@ from torch import Tensor
 from . import functional, tuning
 from .dispatch import BACKENDS, backend_states, compute_dtype, explain
 from .gelu_ops import bias_gelu
+from .msta_ops import msta_adapter
 from .tuning import Tuned
-from .weights import BranchWeights, TEDWeights
+from .weights import BranchWeights, MSTAWeights, TEDWeights, TimeLayout
 
 REFERENCE, COMPILED = "reference", "reference, compiled"
 ROUNDS = 15
@@ -163,10 +164,18 @@ def _operations(problem: Problem, device: torch.device) -> dict[str, tuple[Calla
     def contrast(v: Tensor, w: Tensor, scale: Tensor, *, backend: str) -> Tensor:
         return functional.soft_target_kl(v, w, labels, scale, backend=backend)
 
+    def msta(x: Tensor, base: Tensor, *weights: Tensor, backend: str) -> Tensor:
+        fields: dict[str, Any] = dict(zip(MSTAWeights._fields, weights, strict=False))
+        time = TimeLayout(problem.frames)
+        return msta_adapter(x, base, MSTAWeights(**fields, after_up=dim % width > 0), time, backend=backend)
+
     tokens = values(frames, problem.tokens, dim)
+    shared = [values(width, width) * width**-0.5, values(width)]
+    msta_weights = [*projections[:2], *shared, *projections[2:], values(dim, 1, 3), values(dim)]
     return {
         "ted_adapter": (ted, [tokens, *weights], width),
         "bottleneck_adapter": (functional.bottleneck_adapter, [tokens, *projections], width),
+        "msta_adapter": (msta, [tokens, values(*tokens.shape), *msta_weights], width),
         "bias_gelu": (bias_gelu, [values(frames, problem.tokens, 4 * dim), values(4 * dim)], 0),
         "cosine_cross_entropy": (cross_entropy, [videos, classes, scale], 0),
         "soft_target_kl": (contrast, [videos, values(2 * problem.clips, 512), scale], 0),

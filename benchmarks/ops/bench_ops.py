@@ -45,6 +45,17 @@ def _bottleneck(tokens: int, dim: int, width: int) -> Callable[[torch.device], M
     return make
 
 
+def _msta(shape: tuple[int, int, int], width: int, joint: bool) -> Callable[[torch.device], Made]:
+    def make(device: torch.device) -> Made:
+        dim = shape[2]
+        sizes = ((width, dim), (width,), (width, width), (width,), (dim, width), (dim,), (dim, 1, 3), (dim,))
+        x, base, *tensors = _leaves(device, shape, shape, *sizes)
+        weights, time = kernels.MSTAWeights(*tensors), kernels.TimeLayout(8, joint)
+        return lambda backend: kernels.msta_adapter(x, base, weights, time, backend=backend), [x, base, *tensors]
+
+    return make
+
+
 def _bias_gelu(tokens: int, columns: int) -> Callable[[torch.device], Made]:
     def make(device: torch.device) -> Made:
         h, bias = _leaves(device, (tokens, columns), (columns,))
@@ -92,6 +103,8 @@ WORKLOADS = {
     "ted_adapter 2x2 R=16": _ted("tiny", 1, (2, 2), 32, 16),
     "bottleneck_adapter 3152x768 R=384": _bottleneck(3152, 768, 384),
     "bottleneck_adapter 616x512 R=128": _bottleneck(616, 512, 128),
+    "msta_adapter B/16 d=256": _msta((8, 197, 768), 256, joint=False),
+    "msta_adapter ViCLIP B/16 d=256": _msta((1, 1569, 768), 256, joint=True),
     "bias_gelu 3152x3072": _bias_gelu(3152, 3072),
     "bias_gelu 616x2048": _bias_gelu(616, 2048),
     "cosine_cross_entropy 64x400": _cosine(64, 400, 512),

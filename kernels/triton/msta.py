@@ -110,7 +110,7 @@ def forward(
     weights = _contiguous(weights)
     first = _projected(x, weights.down_weight, weights.down_bias)
     second = _projected(first, weights.shared_weight, weights.shared_bias)
-    bias = weights.up_bias, weights.up_bias
+    bias = weights.up_bias, None
     if time is None:
         y = project(second, weights.up_weight.t(), base, bias, False, scale)
     elif weights.after_up:
@@ -145,7 +145,7 @@ def backward(
     elif weights.after_up:
         u = second  # is not read where there are no sums
         if need_w:
-            u = project(second, weights.up_weight.t(), None, (weights.up_bias, weights.up_bias), False)
+            u = project(second, weights.up_weight.t(), None, (weights.up_bias, None), False)
         from_above, sums = _transposed_convolution(dy, u, weights, _Rows.of(x, time), torch.empty_like(dy), need_w)
     else:
         from_above, sums = dy, _transposed_convolution(dy, second, weights, _Rows.of(x, time), slope, need_w)[1]

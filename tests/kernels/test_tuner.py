@@ -10,6 +10,7 @@ import torch
 
 from m2clip.cli import main
 from m2clip.kernels import tuner, tuning
+from m2clip.kernels.dispatch import OPERATIONS
 
 CPU = torch.device("cpu")
 
@@ -73,7 +74,7 @@ def test_a_whole_run_is_kept(monkeypatch):
     path = tuner.tune(problem, CPU, choices.append)
     known = tuning.read(path)
     operations = [choice.name for choice in choices]
-    assert operations == ["ted_adapter", "bottleneck_adapter", "bias_gelu", "cosine_cross_entropy", "soft_target_kl"]
+    assert operations == [op for op in OPERATIONS if op != "masked_word_loss"]  # which is one for all devices
     assert set(known.winners) == {f"{name} float32 {8 if 'adapter' in name else 0}" for name in operations}
     for choice in choices:
         assert tuner.REFERENCE in choice.seconds and tuner.COMPILED in choice.seconds
