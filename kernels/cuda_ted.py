@@ -23,8 +23,8 @@ def forward(
     """y (B*T, L, D) and h (B*T, L, C), empty unless kept. Without residual y is the branches alone.
 
     Args:
-        plan: "separate" launches for products, mixer and residual, or "one launch", which `fits_one_launch` has to
-            allow.
+        plan: "separate" launches for products, mixer and residual, or "one launch", which `why_not_one_launch` may
+            refuse.
 
     Raises:
         ValueError: another plan, or one launch for what does not fit it.
