@@ -111,7 +111,7 @@ def test_text_tower_equals_the_plain_tower_with_prompts_cut_and_layers_cached(ad
     clip = small_clip()
     torch.manual_seed(1)
     adapters = {i: Shift(32) for i in adapted}
-    tower = TextTower(clip, adapters)
+    tower = TextTower(clip, {i: {"pre_mlp": adapter} for i, adapter in adapters.items()})
     words = prompt_words(NAMES, "a video of {}")
     prompts = PromptTokenizer(77).batch(words)
     tokens = open_clip.get_tokenizer("ViT-B-32")([" ".join(w) for w in words])
