@@ -35,8 +35,8 @@ def shade(name: str) -> str:
 def draw(
     results: Mapping[str, Any], path: Path, what: str = "Losses", title: Callable[[Mapping[str, Any]], str] = title
 ) -> Path:
-    """Draw all cases of loss_speed.json, or of a file of the same form, into a PNG; returns its path."""
-    cases = results["cases"]
+    """Draw all timed cases of loss_speed.json, or of a file of the same form, into a PNG; returns its path."""
+    cases = [case for case in results["cases"] if all(case["passes"][which]["variants"] for which in PASSES)]
     heights = [0.75 + 0.27 * len(case["passes"][PASSES[0]]["variants"]) for case in cases]
     with figure(11.5, sum(heights) + 0.7) as drawn:
         grid = drawn.subplots(len(cases), len(PASSES), squeeze=False, height_ratios=heights)

