@@ -18,7 +18,7 @@ their dependencies. On a machine that is connected:
 A machine on which a command may run for ten minutes and that hands back few files: --archive packs the whole folder
 into one file again after each step, so that it is complete however the run ends:
 
-    make gpu OUT=/tmp/gpu ARCHIVE=$RESULTS/gpu.tar.gz
+    make gpu OUT=build/gpu ARCHIVE=results/gpu.tar.gz
 """
 
 from __future__ import annotations
