@@ -134,7 +134,8 @@ class VisionTower(nn.Module):
     class_embedding: nn.Parameter
     positional_embedding: nn.Parameter
     proj: nn.Parameter
-    blocks: Any  # an nn.ModuleList of Block
+    blocks: Any  # an nn.ModuleList of block_type
+    block_type: type[Block] = Block  # methods whose adapters go elsewhere bring their own
 
     def __init__(self, visual: Any, adapters: Mapping[int, Mapping[str, nn.Module]]) -> None:
         super().__init__()
@@ -146,7 +147,7 @@ class VisionTower(nn.Module):
         blocks = visual.transformer.resblocks
         for block in blocks:
             freeze(block)
-        self.blocks = nn.ModuleList(Block(block, adapters.get(i, {})) for i, block in enumerate(blocks))
+        self.blocks = nn.ModuleList(self.block_type(block, adapters.get(i, {})) for i, block in enumerate(blocks))
         self.first_adapted = min((i for i, places in adapters.items() if places), default=len(blocks))
         self.image_size: tuple[int, int] = tuple(visual.image_size)
         self.grid: tuple[int, int] = tuple(visual.grid_size)
