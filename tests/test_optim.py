@@ -9,7 +9,7 @@ import torch
 
 import m2clip
 from m2clip.errors import InputError
-from m2clip.optim import SCHEDULES, CosineUnderWarmup, WarmupCosine, build_optimizer, scaled_lr
+from m2clip.optim import SCHEDULES, CosineUnderWarmup, WarmupCosine, WarmupSteps, build_optimizer, scaled_lr
 from tests.training_run import CLASS_NAMES, build_clip
 
 
@@ -31,6 +31,15 @@ def test_the_rates_of_mstas_logs(steps_per_epoch: int) -> None:
     schedule = CosineUnderWarmup(50 * steps_per_epoch, 5 * steps_per_epoch, floor=0.01)
     rates = [1e-3 * schedule.factor(epoch * steps_per_epoch) for epoch in (0, 1, 5, 49, 50)]
     assert [round(rate, 9) for rate in rates] == [0.0, 0.0002, 0.000975773, 0.000010977, 0.00001]
+
+
+def test_steps_at_three_and_four_fifths() -> None:
+    factors = [WarmupSteps(total_steps=10, warmup_steps=2).factor(step) for step in range(10)]
+    assert factors == pytest.approx([0.5, 1, 1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01], rel=1e-12)
+    # Where the shares are no whole steps, the next step is the first of the lower rate.
+    assert [WarmupSteps(7, 0).factor(step) for step in (4, 5, 6)] == pytest.approx([1, 0.1, 0.01], rel=1e-12)
+    assert [WarmupSteps(5, 0).factor(step) for step in (2, 3, 4)] == pytest.approx([1, 0.1, 0.01], rel=1e-12)
+    assert WarmupSteps(10, 0, floor=0.05).factor(9) == 0.05
 
 
 def test_schedules_end_at_the_floor() -> None:
