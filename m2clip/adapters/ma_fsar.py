@@ -1,0 +1,97 @@
+"""MA-FSAR's adapters as modules: AIM's bottleneck, and what one transformer block has of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from m2clip.kernels import bottleneck_adapter
+
+
+class BottleneckAdapter(nn.Module):
+    """``y = x + s * (W_up GELU(W_down x + b) + a)``, or without the ``x +``; adds nothing until trained.
+
+    Args:
+        dim: token width D.
+        width: bottleneck width.
+        residual: whether x itself is added.
+        scale: s.
+        backend: kernel backend, see :func:`m2clip.kernels.bottleneck_adapter`.
+
+    Shape: (..., D) -> (..., D). Source: AIM (ICLR 2023) and its code: W_up and a start at zero, W_down at a truncated
+    normal of deviation 0.02.
+    """
+
+    def __init__(
+        self, dim: int, width: int, *, residual: bool = True, scale: float = 1.0, backend: str = "auto"
+    ) -> None:
+        super().__init__()
+        self.down = nn.Linear(dim, width)
+        self.up = nn.Linear(width, dim)
+        self.residual, self.scale, self.backend = residual, scale, backend
+        nn.init.trunc_normal_(self.down.weight, std=0.02)
+        for parameter in (self.down.bias, self.up.weight, self.up.bias):
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = (self.down.weight, self.down.bias, self.up.weight, self.up.bias)
+        return bottleneck_adapter(
+            x, *weights, activation="gelu", scale=self.scale, residual=self.residual, backend=self.backend
+        )
+
+
+@dataclass(frozen=True)
+class BlockLayout:
+    """What a block has beside its frozen weights, and the readings of it that the paper leaves open.
+
+    multimodal: an adapter behind the attention within frames; text: a token of a support video's class in that
+    attention; temporal: attention of a clip's class tokens over time, whose result is a token in it too; joint: an
+    adapter beside the MLP.
+    temporal_adapters: 1, behind the attention over time, or 2, one in front of it as well; temporal_skip: whether the
+    one behind has a skip of its own; temporal_residual: whether the class tokens themselves are added to its result;
+    write_back: whether the result also takes the place of the frames' class tokens; joint_scale: s.
+    """
+
+    multimodal: bool = True
+    text: bool = True
+    temporal: bool = True
+    joint: bool = True
+    temporal_adapters: int = 1
+    temporal_skip: bool = False
+    temporal_residual: bool = True
+    write_back: bool = False
+    joint_scale: float = 1.0
+
+
+class MultimodalAdapters(nn.Module):
+    """The trained modules of one block, each None where the layout has none.
+
+    Args:
+        dim: token width D. width: bottleneck width.
+        layout: which of them there are.
+        text_fc: the projection (D_vl -> D) of text features, used where the layout has text; blocks may share one.
+        backend: kernel backend of the adapters.
+
+    Source: MA-FSAR (arXiv 2308.01532), Fig. 3.
+    """
+
+    def __init__(
+        self, dim: int, width: int, layout: BlockLayout, text_fc: nn.Linear | None, backend: str = "auto"
+    ) -> None:
+        super().__init__()
+
+        def adapter(present: bool, residual: bool = True, scale: float = 1.0) -> BottleneckAdapter | None:
+            return BottleneckAdapter(dim, width, residual=residual, scale=scale, backend=backend) if present else None
+
+        self.layout = layout
+        self.temporal_in = adapter(layout.temporal and layout.temporal_adapters == 2)
+        self.temporal = adapter(layout.temporal, residual=layout.temporal_skip)
+        self.local = adapter(layout.multimodal)
+        self.joint = adapter(layout.joint, residual=False, scale=layout.joint_scale)
+        self.text_fc = text_fc if layout.multimodal and layout.text else None
+
+    def text_tokens(self, text: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """One token (S, D) for each text feature (S, D_vl), in the tower's dtype; None in a layout without text."""
+        return None if self.text_fc is None else self.text_fc(text.to(self.text_fc.weight.dtype)).to(dtype)
