@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from m2clip import distributed
+from m2clip.data.annotations import list_hash
 from m2clip.errors import InputError
 from m2clip.results import ON_ERROR, EvalResult, Failure, VideoScore, head_scores
 
@@ -76,7 +74,7 @@ def evaluate_model(
     rank, size = shard or (distributed.rank(), distributed.world_size())
     device = torch.device(device) if device is not None else next(model.parameters()).device
 
-    with _scoring_mode(model, names, adapters_off) as own_names:
+    with scoring_mode(model, names, adapters_off) as own_names:
         scores = list(
             _score_shard(model, dataset, settings, own_names, device, workers, precision, progress, rank, size)
         )
@@ -110,26 +108,6 @@ def evaluate_model(
         name=name or model.method,
         adapters_off=list(adapters_off),
     )
-
-
-def list_hash(items: Sequence[Any]) -> str:
-    """First 16 hex digits of SHA-256 over the lines "path<TAB>label" in list order.
-
-    The folder common to all paths is left out, so that the hash is the same on every machine.
-
-    Args:
-        items: objects with `path` and `label` (`m2clip.data.annotations.VideoItem`).
-    """
-    paths = [os.path.abspath(item.path) for item in items]
-    common = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
-    lines = (
-        f"{Path(os.path.relpath(path, common)).as_posix()}\t{item.label}\n"
-        for path, item in zip(paths, items, strict=True)
-    )
-    digest = hashlib.sha256()
-    for line in lines:
-        digest.update(line.encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()[:16]
 
 
 def fuse_views(logits: Tensor) -> Tensor:
@@ -195,7 +173,7 @@ def score_views(
 
 
 @contextmanager
-def _scoring_mode(model: Any, names: list[str], adapters_off: Sequence[str]) -> Iterator[bool]:
+def scoring_mode(model: Any, names: list[str], adapters_off: Sequence[str]) -> Iterator[bool]:
     """Evaluation mode and the dataset's class names for a while; yields whether they are the model's own."""
     training, before = model.training, list(model.class_names)
     own_names = names == before
@@ -239,7 +217,7 @@ def _score_shard(
     )
     total = len(range(rank, len(dataset), size))
     pending: list[dict[str, Any]] = []
-    for done, item in enumerate(_items(loader), start=1):
+    for done, item in enumerate(loaded(loader), start=1):
         if item["error"] and settings.on_error == "raise" and size == 1:
             path = dataset.annotations.items[item["index"]].path
             failure = Failure(item["index"], str(path), item["error"])
@@ -254,7 +232,7 @@ def _score_shard(
     yield from _score_videos(model, pending, settings, own_names, device, precision)
 
 
-def _items(loader: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def loaded(loader: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """The loader's items; a worker's error, which arrives with its traceback as the message, is one line again."""
     try:
         yield from loader

@@ -278,7 +278,7 @@ def run_settings(config: RunConfig, parts: Sequence[Part], train: Path | None = 
 
 def videos_identity(part: Part) -> dict[str, Any]:
     """Which videos of which classes a part holds, as JSON values."""
-    from m2clip.evaluate import list_hash
+    from m2clip.data.annotations import list_hash
 
     items = part.annotations.items
     return {"classes": part.class_names, "videos": len(items), "sha256": list_hash(items)}

@@ -232,7 +232,7 @@ def build_model(config: RunConfig, class_names: Sequence[str], clip: nn.Module |
 
 def run_identity(config: RunConfig, model: VideoModel, annotations: Annotations) -> dict[str, Any]:
     """What decides every number of a run, as JSON values by name; a resumed run must agree in all of it."""
-    from m2clip.evaluate import list_hash
+    from m2clip.data.annotations import list_hash
 
     fields = {name: value for name, value in flatten(config).items() if name not in _FREE}
     # Through the model, so that options left to a preset and the same options spelled out are the same run.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import random
 import re
 from collections.abc import Callable, Sequence
@@ -13,7 +15,7 @@ from m2clip.data.annotation_formats import VIDEO_SUFFIXES, Row, Source
 from m2clip.data.label_sets import load_class_names, match_key, read_lines
 from m2clip.errors import InputError
 
-__all__ = ["FORMATS", "VIDEO_SUFFIXES", "Annotations", "VideoItem", "detect_format", "load_annotations"]
+__all__ = ["FORMATS", "VIDEO_SUFFIXES", "Annotations", "VideoItem", "detect_format", "list_hash", "load_annotations"]
 
 FORMATS: dict[str, Callable[[Source], formats.Parsed]] = {
     "list": formats.parse_list,
@@ -145,6 +147,26 @@ def load_annotations(
     if not items:
         raise InputError(f"{path}: lists no videos" + (f" of split {split!r}" if split else ""))
     return Annotations(items, parsed.class_names, chosen, path)
+
+
+def list_hash(items: Sequence[VideoItem]) -> str:
+    """First 16 hex digits of SHA-256 over the lines "path<TAB>label" in list order.
+
+    The folder common to all paths is left out, so that the hash is the same on every machine.
+
+    Args:
+        items: the videos.
+    """
+    paths = [os.path.abspath(item.path) for item in items]
+    common = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
+    lines = (
+        f"{Path(os.path.relpath(path, common)).as_posix()}\t{item.label}\n"
+        for path, item in zip(paths, items, strict=True)
+    )
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(line.encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()[:16]
 
 
 def detect_format(path: Path) -> str:
