@@ -237,9 +237,11 @@ def _official_split(source: Source) -> tuple[str, int]:
 
 
 def parse_episodes(source: Source) -> Parsed:
-    """Few-shot split lists, `train0//videos/class/x.avi` or `train8/78687`: ids are local to the split.
+    """Few-shot split lists, `train0//videos/class/x.avi` or `train8/78687`: class ids are local to the split.
 
-    A path from the list's own machine (`//videos/...`) is taken relative to the root; a bare id becomes `{id}.webm`.
+    A path from the list's own machine (`//videos/...`) is taken relative to the root; a bare id becomes `{id}.webm`, or
+    `{id}.mp4` where the first one lies below the root as such. Class names are the given ones; without any they are the
+    videos' folders, where there is one for each class.
     """
     entries: list[tuple[str, str, int, str]] = []
     for number, line in read_lines(source.path):
@@ -254,12 +256,15 @@ def parse_episodes(source: Source) -> Parsed:
         raise InputError(f"{source.path}: holds the splits {', '.join(splits)}; choose one, not split={source.split!r}")
     rows = []
     folders: dict[int, set[str]] = {}
+    suffix = ""
     for where, split, label, name in entries:
         if split != wanted:
             continue
         relative = Path(name.lstrip("/"))
         folders.setdefault(label, set()).add(relative.parent.name)
-        relative = relative if relative.suffix else relative.with_suffix(".webm")
+        if not relative.suffix:
+            suffix = suffix or (".mp4" if (source.root / relative).with_suffix(".mp4").is_file() else ".webm")
+            relative = relative.with_suffix(suffix)
         rows.append(Row(where, source.root / relative, label))
     return Parsed(rows, source.class_names or _folder_names(folders))
 

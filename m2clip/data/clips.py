@@ -77,8 +77,13 @@ class ClipSettings:
         return dense_indices(num_frames, self.num_frames, self.stride, rng=rng, clip=clip, num_clips=num_clips)
 
 
-def load_views(video: VideoItem | str | Path, settings: ClipSettings) -> Tensor:
+def load_views(video: VideoItem | str | Path, settings: ClipSettings, rng: random.Random | None = None) -> Tensor:
     """All test views of a video, (clips * crops, T, 3, size, size), the crops of a clip adjacent.
+
+    Args:
+        video: the video, or its file.
+        settings: how clips are cut and transformed.
+        rng: source of random frames, as in training; None takes those of testing.
 
     Raises:
         VideoError: the video cannot be read.
@@ -89,7 +94,7 @@ def load_views(video: VideoItem | str | Path, settings: ClipSettings) -> Tensor:
         wanted = [
             index
             for clip in range(settings.clips)
-            for index in settings.indices(opened.num_frames, clip=clip, num_clips=settings.clips)
+            for index in settings.indices(opened.num_frames, rng=rng, clip=clip, num_clips=settings.clips)
         ]
         frames = opened.read(wanted)
     return torch.cat([transform(clip) for clip in frames.split(settings.num_frames)])

@@ -251,6 +251,31 @@ def test_episodes_of_bare_ids(tmp_path: Path) -> None:
     annotations = load_annotations(write(tmp_path / "train.txt", "train1/78687\ntrain0/9\n"))
     assert pairs(annotations) == [("78687.webm", 1), ("9.webm", 0)]
     assert annotations.class_names is None
+    # The names of such a list come from a class file, in the order of the ids of this split.
+    names = write(tmp_path / "names.txt", "Pouring [something]\nPulling [something]\n")
+    named = load_annotations(tmp_path / "train.txt", class_names=names)
+    assert [named.class_names[item.label] for item in named.items] == ["Pulling [something]", "Pouring [something]"]
+    # Some collections hold the same videos as mp4.
+    write(tmp_path / "mp4" / "78687.mp4", "")
+    again = load_annotations(tmp_path / "train.txt", root=tmp_path / "mp4")
+    assert [item.path.name for item in again.items] == ["78687.mp4", "9.mp4"]
+
+
+def test_episodes_as_published(tmp_path: Path) -> None:
+    lines = [
+        "val0//train_256/air_drumming/a b.mp4",
+        "val11//train_256/zumba/c.mp4",
+        "val0//train_256/air_drumming/d.mp4",
+    ]
+    annotations = load_annotations(write(tmp_path / "val_few_shot.txt", "\n".join(lines)), root=tmp_path / "k100")
+    assert annotations.format == "episodes"
+    assert annotations.items[0].path == tmp_path / "k100" / "train_256" / "air_drumming" / "a b.mp4"
+    # Eleven classes are missing: the folders alone would number them wrongly.
+    assert [item.label for item in annotations.items] == [0, 11, 0] and annotations.class_names is None
+    with pytest.raises(InputError, match="line 2: label 11 is out of range; there are 2 classes"):
+        load_annotations(tmp_path / "val_few_shot.txt", class_names=["air drumming", "zumba"])
+    with pytest.raises(InputError, match="line 2: no label"):
+        load_annotations(write(tmp_path / "bad.txt", "train0/1\ntrain/2\n"))
 
 
 def test_folder(tmp_path: Path) -> None:
