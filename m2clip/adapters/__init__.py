@@ -3,5 +3,14 @@
 from .msta import MSTAAdapter
 from .ted import FrameFeatureAdapter, TEDAdapter
 from .text import TextAdapter
+from .unimodal import AIMAdapters, BottleneckAdapter, STAdapter
 
-__all__ = ["FrameFeatureAdapter", "MSTAAdapter", "TEDAdapter", "TextAdapter"]
+__all__ = [
+    "AIMAdapters",
+    "BottleneckAdapter",
+    "FrameFeatureAdapter",
+    "MSTAAdapter",
+    "STAdapter",
+    "TEDAdapter",
+    "TextAdapter",
+]

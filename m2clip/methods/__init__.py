@@ -11,11 +11,15 @@ from torch import nn
 from m2clip.errors import InputError
 from m2clip.text import PromptTokenizer
 
+from .aim import AIM, AIMOptions
+from .aim import PRESETS as AIM_PRESETS
 from .base import Output, VideoModel
 from .frozen import FrozenCLIP, FrozenOptions
 from .m2clip import M2CLIP, PRESETS, M2CLIPOptions
 from .msta import MSTA, MSTAOptions
 from .msta import PRESETS as MSTA_PRESETS
+from .st_adapter import PRESETS as ST_ADAPTER_PRESETS
+from .st_adapter import STAdapterModel, STAdapterOptions
 
 
 class Method(NamedTuple):
@@ -30,6 +34,8 @@ class Method(NamedTuple):
 METHODS = {
     "m2clip": Method(M2CLIP, M2CLIPOptions, PRESETS, "official"),
     "msta": Method(MSTA, MSTAOptions, MSTA_PRESETS, "paper"),
+    "st_adapter": Method(STAdapterModel, STAdapterOptions, ST_ADAPTER_PRESETS, "12x384"),
+    "aim": Method(AIM, AIMOptions, AIM_PRESETS, "k400"),
     "clip": Method(FrozenCLIP, FrozenOptions, {"default": {}}, "default"),
 }
 
@@ -48,12 +54,13 @@ def create_model(
     """Build a video model on a CLIP.
 
     Args:
-        method: "m2clip", "msta", or "clip" for frozen CLIP.
+        method: "m2clip", "msta", "st_adapter", "aim", or "clip" for frozen CLIP.
         clip: an open_clip CLIP with a ViT; its modules are shared with the model and frozen.
         class_names: names of the C classes, label i being the i-th name.
         num_frames: T, frames a clip.
         preset: named options of the method; for "m2clip" "official" (the authors' code, default) or "paper", for "msta"
-            "paper" (default), "paper_fewshot" or "early".
+            "paper" (default), "paper_fewshot" or "early", for "st_adapter" "12x384" (default) or "24x384", for "aim"
+            "k400" (default), "ssv2" or "paper".
         tokenizer: where the CLIP does not use the standard tokenizer.
         options: fields of the method's options, in place of the preset's.
 

@@ -1,0 +1,98 @@
+"""AIM's vision tower: CLIP's own frozen attention a second time, over the frames of each token position."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .adapters.unimodal import AIMAdapters
+from .towers import Block, VisionTower
+
+PLACE = "aim"  # of a block's AIMAdapters
+
+
+class AIMBlock(Block):
+    """A frozen block around :class:`m2clip.adapters.unimodal.AIMAdapters`. Source: AIM (ICLR 2023), Fig. 2 (e)."""
+
+    adapters: Any  # AIMAdapters, or None
+
+    def __init__(self, block: Any, adapters: Mapping[str, nn.Module]) -> None:
+        super().__init__(block, adapters)
+        self.adapters = adapters.get(PLACE)
+
+    def forward(self, x: Tensor, num_frames: int, last: bool) -> Tensor:
+        """The adapted block on tokens (B*T, L, D); with last the class tokens alone, (B*T, 1, D)."""
+        adapters: AIMAdapters = self.adapters
+        over_time = self.ln_1(x)
+        if adapters.temporal_in is not None:
+            over_time = adapters.temporal_in(over_time)
+        over_time = adapters.temporal(self.ls_1(self.attend_over_time(over_time, num_frames)))
+        x = x + adapters.drop_path(over_time, num_frames)
+        queries = normalised = self.ln_1(x)
+        if last:
+            x, queries = x[:, :1], normalised[:, :1]
+        x = x + adapters.spatial(self.ls_1(self.attend(queries, normalised)))
+        y = self.ln_2(x)
+        joint = adapters.drop_path(adapters.joint(y), num_frames)
+        return x + self.ls_2(self.mlp.c_proj(self._expand(y))) + joint
+
+    def attend_over_time(self, x: Tensor, num_frames: int) -> Tensor:
+        """Attention of each token (B*T, L, D) over the T frames at its own position.
+
+        Tokens stay where they are: positions and heads are next to each other in memory, so that to the attention both
+        together are heads, L times as many, of sequences of T. That takes queries, keys and values of their own.
+        """
+        parts = zip(self.attn.in_proj_weight.chunk(3), self.attn.in_proj_bias.chunk(3), strict=True)
+        head = x.shape[-1] // self.num_heads
+        q, k, v = (F.linear(x, *part).view(-1, num_frames, x.shape[1] * self.num_heads, head) for part in parts)
+        mixed = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        return self.attn.out_proj(mixed.transpose(1, 2).reshape(x.shape))
+
+
+class AIMVisionTower(VisionTower):
+    """A CLIP vision transformer whose adapted blocks attend over the frames of a clip, too.
+
+    Args:
+        visual: see :class:`VisionTower`.
+        adapters: per block index (0-based) ``{PLACE: AIMAdapters}``.
+        num_frames: T of a trained temporal embedding, added to all tokens of a frame in front of the first norm, which
+            starts at zero; None for none.
+
+    Source: AIM (ICLR 2023); the place of the embedding is that of its code.
+    """
+
+    block_type = AIMBlock
+
+    def __init__(self, visual: Any, adapters: Mapping[int, Mapping[str, nn.Module]], num_frames: int | None) -> None:
+        super().__init__(visual, adapters)
+        self.temporal_embedding: nn.Parameter | None = None
+        if num_frames is not None:
+            self.temporal_embedding = nn.Parameter(torch.zeros(1, num_frames, self.width))
+            self.first_adapted = 0
+
+    def forward(self, video: Tensor) -> Tensor:
+        if self.temporal_embedding is None or not self.adapters_enabled:
+            return super().forward(video)
+        clips, frames = video.shape[:2]
+        x = self.embed_clips(video.to(self.conv1.weight.dtype), self.temporal_embedding)
+        return self.run_blocks(x, frames)[:, 0].unflatten(0, (clips, frames))
+
+    def embed_clips(self, video: Tensor, over_time: Tensor) -> Tensor:
+        """Tokens (B*T, 1 + H*W, D) entering the first block, of clips (B, T, 3, height, width).
+
+        over_time: (1, T, D).
+        """
+        patches = self.conv1(video.flatten(0, 1)).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.class_embedding.expand(len(patches), 1, -1), patches], dim=1)
+        # Place and time are added to each other first: one pass over the tokens, as without time.
+        place_and_time = (self.positional_embedding + over_time[0, :, None]).to(tokens.dtype)
+        return self.ln_pre((tokens.unflatten(0, video.shape[:2]) + place_and_time).flatten(0, 1))
+
+    def _block(self, block: Any, x: Tensor, frames: int, last: bool) -> Tensor:
+        if block.adapters is None or not self.adapters_enabled:
+            return super()._block(block, x, frames, last)
+        return block(x, frames, last)

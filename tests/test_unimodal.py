@@ -1,0 +1,450 @@
+"""ST-Adapter and AIM: sizes, the frozen tower at the start, both blocks written out once more, and what trains."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import m2clip
+from m2clip import info
+from m2clip.adapters import STAdapter
+from m2clip.adapters.unimodal import StochasticDepth
+from m2clip.errors import InputError
+from m2clip.kernels import use_backend
+from tests.clips import NAMES, random_video, randomise, small_clip
+
+LABELS = torch.tensor([3, 0])
+METHODS = {"st_adapter": {"width": 8}, "aim": {"width": 6}}
+VARIANTS = [
+    ("st_adapter", {"placement": "pre_attn"}),
+    ("st_adapter", {"placement": "pre_mlp"}),
+    ("st_adapter", {"placement": "both"}),
+    ("aim", {"preset": "k400"}),
+    ("aim", {"preset": "ssv2"}),
+    ("aim", {"preset": "paper"}),
+    ("aim", {"temporal_embedding": False, "layers": "2-3"}),
+]
+
+
+SHARED = small_clip()  # never changed: models train tensors of their own
+
+
+def build(method, clip=SHARED, **options):
+    torch.manual_seed(3)
+    return m2clip.create_model(method, clip, NAMES, 4, **{**METHODS[method], **options})
+
+
+def trained(model, start=""):
+    return sum(t.numel() for name, t in model.trained_state_dict().items() if name.startswith(start))
+
+
+# ---- sizes ----
+
+
+@pytest.mark.parametrize(
+    ("method", "preset", "classes", "adapters", "rest"),
+    [
+        ("st_adapter", "12x384", 400, 12 * 592_512, 0),  # 7,110,144
+        ("st_adapter", "24x384", 174, 24 * 592_512, 0),  # 14,220,288
+        ("aim", "k400", 400, 12 * 3 * 295_872, 8 * 768 + 2 * 768),  # 10,659,072 with the embedding and ln_post
+        ("aim", "ssv2", 174, 12 * 4 * 295_872, 8 * 768 + 2 * 768),  # 14,209,536
+        ("aim", "paper", 400, 12 * 3 * 295_872, 8 * 768),
+    ],
+)
+def test_published_sizes(method, preset, classes, adapters, rest):
+    parts = info.model_size("ViT-B-16", [8], info.label_set_of_size(classes), method, preset)["parameters"]
+    assert parts["vc"]["trained"] == classes * 769
+    assert parts["total"]["trained"] - parts["vc"]["trained"] == adapters + rest
+    assert parts["total"]["frozen"] == 149_620_737
+
+
+def test_multiply_adds_are_those_of_the_frozen_tower_and_of_what_is_added():
+    frames, tokens, patches, dim = 8, 197, 196, 768
+    count = {
+        method: info.model_size("ViT-B-16", [frames], ["a"], method)["multiply_adds"][0]["visual_per_view"]
+        for method in ("clip", "st_adapter", "aim")
+    }
+    # The last of the twelve adapters gets class tokens alone, and the classifier reads one feature.
+    assert count["st_adapter"] - count["clip"] == 11 * frames * patches * 2 * dim * 384 + dim
+    rows, last = frames * tokens, frames
+    over_time = rows * 4 * dim * dim + 2 * rows * frames * dim
+    adapter = 2 * dim * 192
+    added = 12 * (over_time + rows * adapter) + 11 * rows * 2 * adapter + last * 2 * adapter + dim
+    assert count["aim"] - count["clip"] == added
+
+
+# ---- the frozen tower at the start ----
+
+
+@pytest.mark.parametrize(("method", "options"), VARIANTS)
+def test_untrained_it_is_the_mean_of_frozen_frames(method, options):
+    clip = SHARED
+    model, frozen = build(method, **options).eval(), m2clip.create_model("clip", clip, NAMES, 4)
+    video = random_video()
+    out, expected = model(video), frozen(video)
+    torch.testing.assert_close(out.video_features, expected.video_features, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(out.frame_features, expected.frame_features, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(out.similarity, expected.similarity, rtol=1e-4, atol=1e-4)
+    tokens = frozen.visual(video)
+    mean = clip.visual.ln_post(tokens.mean(1)) if method == "st_adapter" else clip.visual.ln_post(tokens).mean(1)
+    torch.testing.assert_close(out.logits, model.vc.fc(mean), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("method", "options"), VARIANTS)
+def test_adapters_switch_off_and_come_back(method, options):
+    model, frozen = build(method, **options).eval(), m2clip.create_model("clip", SHARED, NAMES, 4)
+    randomise(model)
+    video = random_video()
+    adapted = model(video)
+    with model.adapters_disabled():
+        assert torch.equal(model(video).similarity, frozen(video).similarity)
+    assert not torch.allclose(adapted.video_features, frozen(video).video_features, rtol=1e-2)
+    assert torch.equal(model(video).logits, adapted.logits)
+
+
+# ---- both methods written out once more, in fp64, token by token ----
+
+
+def norm(x, layer):
+    return F.layer_norm(x, x.shape[-1:], layer.weight, layer.bias)
+
+
+def plain_attention(block, x):
+    """Attention over the rows of x (S, D), head by head."""
+    heads, dim = block.num_heads, x.shape[1]
+    q, k, v = (x @ block.attn.in_proj_weight.T + block.attn.in_proj_bias).chunk(3, dim=1)
+    out = []
+    for h in range(heads):
+        part = slice(h * dim // heads, (h + 1) * dim // heads)
+        weights = (q[:, part] @ k[:, part].T / (dim // heads) ** 0.5).softmax(-1)
+        out.append(weights @ v[:, part])
+    return torch.cat(out, 1) @ block.attn.out_proj.weight.T + block.attn.out_proj.bias
+
+
+def plain_mlp(block, y):
+    h = y @ block.mlp.c_fc.weight.T + block.mlp.c_fc.bias
+    return (h * torch.sigmoid(1.702 * h)) @ block.mlp.c_proj.weight.T + block.mlp.c_proj.bias
+
+
+def plain_bottleneck(adapter, x):
+    h = x @ adapter.down.weight.T + adapter.down.bias
+    h = h * (1 + torch.erf(h / 2**0.5)) / 2
+    return h @ adapter.up.weight.T + adapter.up.bias
+
+
+def plain_st_adapter(adapter, x):
+    """x (T, 1 + N, D) of one clip."""
+    y = x.clone()
+    h = x @ adapter.down.weight.T + adapter.down.bias
+    kernel = adapter.conv.weight.flatten(1)  # (R, 3)
+    for t in range(len(x)):
+        for n in range(1, x.shape[1]):
+            u = adapter.conv.bias.clone()
+            for tap in range(3):
+                if 0 <= t + tap - 1 < len(x):
+                    u = u + kernel[:, tap] * h[t + tap - 1, n]
+            y[t, n] = x[t, n] + adapter.up.weight @ u + adapter.up.bias
+    return y
+
+
+def plain_st_block(block, x):
+    if block.pre_attn is not None:
+        x = plain_st_adapter(block.pre_attn, x)
+    x = x + torch.stack([plain_attention(block, norm(frame, block.ln_1)) for frame in x])
+    if block.pre_mlp is not None:
+        x = plain_st_adapter(block.pre_mlp, x)
+    return x + plain_mlp(block, norm(x, block.ln_2))
+
+
+def plain_aim_block(block, x):
+    a = block.adapters
+    normalised = norm(x, block.ln_1)
+    if a.temporal_in is not None:
+        normalised = normalised + plain_bottleneck(a.temporal_in, normalised)
+    over_time = torch.stack([plain_attention(block, normalised[:, n]) for n in range(x.shape[1])], 1)
+    x = x + plain_bottleneck(a.temporal, over_time)
+    seen = torch.stack([plain_attention(block, norm(frame, block.ln_1)) for frame in x])
+    x = x + seen + plain_bottleneck(a.spatial, seen)
+    y = norm(x, block.ln_2)
+    return x + plain_mlp(block, y) + a.joint.scale * plain_bottleneck(a.joint, y)
+
+
+def plain_features(model, clip_of_frames):
+    """Class tokens (T, D) of one clip (T, 3, H, W), without any of the model's shortcuts."""
+    visual = model.visual
+    patches = F.conv2d(clip_of_frames, visual.conv1.weight, stride=visual.conv1.stride).flatten(2).transpose(1, 2)
+    x = torch.cat([visual.class_embedding.expand(len(patches), 1, -1), patches], 1) + visual.positional_embedding
+    if model.method == "aim" and visual.temporal_embedding is not None:
+        x = x + visual.temporal_embedding[0, :, None]
+    x = norm(x, visual.ln_pre)
+    for block in visual.blocks:
+        adapted = model.method == "aim" and block.adapters is not None
+        x = plain_aim_block(block, x) if adapted else plain_st_block(block, x)
+    return x[:, 0]
+
+
+@pytest.mark.parametrize(("method", "options"), VARIANTS)
+def test_it_is_what_the_paper_says_token_by_token(method, options):
+    clip = small_clip().double()
+    model = build(method, clip, **options).eval()
+    randomise(model, 0.3)
+    model.visual.double()
+    own = getattr(model, "ln_post", None) or clip.visual.ln_post
+    video = random_video().double()
+    with torch.no_grad():
+        tokens = torch.stack([plain_features(model, frames) for frames in video])
+        torch.testing.assert_close(model.visual(video), tokens, rtol=1e-10, atol=1e-10)
+        # Classifier, own ln_post and output are fp32, whatever the tower is.
+        out = model(video)
+        own, tokens, last = copy.deepcopy(own).float(), tokens.float(), copy.deepcopy(clip.visual).float()
+        feature = norm(tokens.mean(1), own) if method == "st_adapter" else norm(tokens, own).mean(1)
+        torch.testing.assert_close(out.logits, feature @ model.vc.fc.weight.T + model.vc.fc.bias, rtol=1e-5, atol=1e-5)
+        features = norm(tokens, last.ln_post) @ last.proj
+        torch.testing.assert_close(out.frame_features, features, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(out.video_features, features.mean(1), rtol=1e-5, atol=1e-5)
+
+
+# ---- layout of space and time ----
+
+
+def test_the_st_adapter_leaves_class_tokens_alone_and_their_gradient_too():
+    adapter = STAdapter(16, 4, num_frames=4)
+    randomise(adapter, 1.0)
+    for backend in ("auto", "reference"):
+        x = torch.randn(8, 10, 16, generator=torch.Generator().manual_seed(0), requires_grad=True)
+        with use_backend(backend):
+            y = adapter(x)
+            y[:, 0].sum().backward()
+        assert torch.equal(y[:, 0], x[:, 0]) and not torch.allclose(y[:, 1:], x[:, 1:])
+        assert torch.equal(x.grad, F.pad(torch.ones(8, 1, 16), (0, 0, 0, 9)))
+        for parameter in adapter.parameters():
+            assert parameter.grad is None or not parameter.grad.any()
+    assert torch.equal(adapter(x[:, :1]), x[:, :1])
+
+
+def test_the_st_adapter_mixes_a_patch_with_its_own_place_in_neighbouring_frames_alone():
+    adapter = STAdapter(16, 4, num_frames=4)
+    randomise(adapter, 1.0)
+    x = torch.randn(8, 10, 16, generator=torch.Generator().manual_seed(0))
+    changed = x.clone()
+    changed[4 + 1, 3] += 1.0  # second clip, second frame, third token
+    moved = (adapter(changed) - adapter(x)).abs().amax(-1) > 1e-6
+    assert moved.nonzero().tolist() == [[4, 3], [5, 3], [6, 3]]
+    without = STAdapter(16, 4, num_frames=4, class_token=False)
+    without.load_state_dict(adapter.state_dict())
+    torch.testing.assert_close(without(x[:, 1:]), adapter(x)[:, 1:])
+
+
+@pytest.mark.parametrize("preset", ["k400", "ssv2"])
+def test_attention_over_time_stays_at_its_place_and_follows_the_frames(preset):
+    model = build("aim", preset=preset).eval()
+    randomise(model, 0.3)
+    block, order = model.visual.blocks[1], torch.tensor([2, 0, 3, 1])
+    x = torch.randn(2 * 4, 5, 32, generator=torch.Generator().manual_seed(0))
+    frames = x.unflatten(0, (2, 4))
+    with torch.no_grad():
+        seen = block.attend_over_time(x, 4)
+        shuffled = block.attend_over_time(frames[:, order].flatten(0, 1), 4)
+        torch.testing.assert_close(shuffled, seen.unflatten(0, (2, 4))[:, order].flatten(0, 1), rtol=1e-5, atol=1e-5)
+        changed = x.clone()
+        changed[4 + 1, 3] += 1.0
+        moved = (block.attend_over_time(changed, 4) - seen).abs().amax(-1) > 1e-7
+        assert moved.nonzero().tolist() == [[t, 3] for t in range(4, 8)]
+        # The block computes class tokens alone at the end, the same ones.
+        torch.testing.assert_close(block(x, 4, True), block(x, 4, False)[:, :1], rtol=1e-5, atol=1e-5)
+
+
+def test_aim_tells_the_order_of_frames_by_its_temporal_embedding_alone():
+    video, order = random_video(), [2, 0, 3, 1]
+    for embedding in (True, False):
+        model = build("aim", temporal_embedding=embedding).eval()
+        randomise(model, 0.3)
+        same = torch.allclose(model(video).logits, model(video[:, order]).logits, rtol=1e-4, atol=1e-4)
+        assert same != embedding
+
+
+def test_attention_over_time_copies_no_tokens():
+    """Every tensor of tokens that is made is one that is needed: queries, keys, values, their mixture, the output."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Made(TorchDispatchMode):
+        copies = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            name = function.name()
+            self.copies += any(word in name for word in ("clone", "copy", "contiguous", "::cat", "::stack"))
+            return function(*args, **(kwargs or {}))
+
+    block = build("aim").visual.blocks[0]
+    with Made() as made, torch.no_grad():
+        block.attend_over_time(torch.randn(8, 5, 32), 4)
+    assert made.copies == 0
+
+
+# ---- what trains ----
+
+
+@pytest.mark.parametrize(("method", "options"), VARIANTS)
+def test_gradients_are_where_they_should_be_alone(method, options):
+    model = build(method, **options, **({"drop_path": 0.0} if method == "aim" else {}))
+    randomise(model, 0.05)
+    losses = model.loss(random_video(), LABELS)
+    assert set(losses.parts) == {"vc"}
+    losses.total.backward()
+    names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    words = ("pre_attn.", "pre_mlp.", "adapters.", "temporal_embedding", "vc.fc.", "ln_post.")
+    assert all(any(word in name for word in words) and "text." not in name for name in names)
+    assert ("ln_post.weight" in names) == (options.get("preset") in ("k400", "ssv2") or options == VARIANTS[-1][1])
+    assert not any(name.startswith("visual.ln_post") for name in names)
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == (name in names), name
+    silent = {name for name, parameter in model.named_parameters() if name in names and not parameter.grad.any()}
+    # Nothing reads patch tokens behind the last block.
+    idle = {name for name in names if name.startswith("visual.blocks.2.pre_mlp.")}
+    assert silent == idle and len(idle) == (6 if options.get("placement") in ("pre_mlp", "both") else 0)
+    assert all(parameter.grad is None for parameter in SHARED.parameters())
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_the_loss_is_the_cross_entropy_of_the_logits(method):
+    model = build(method, dropout=0.0).eval()
+    randomise(model, 0.1)
+    video = random_video()
+    loss = model.loss(video, LABELS)
+    torch.testing.assert_close(loss.total, F.cross_entropy(model(video).logits, LABELS))
+    smooth = build(method, dropout=0.0, label_smoothing=0.2).eval()
+    smooth.load_trained_state_dict(model.trained_state_dict())
+    expected = 0.8 * loss.total - 0.2 * model(video).logits.log_softmax(-1).mean()
+    torch.testing.assert_close(smooth.loss(video, LABELS).total, expected)
+
+
+def test_training_aim_leaves_the_clip_it_is_built_on_as_it_is():
+    clip = SHARED
+    before = {name: tensor.clone() for name, tensor in clip.state_dict().items()}
+    model = build("aim", preset="k400")
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    model.loss(random_video(), LABELS).total.backward()
+    optimizer.step()
+    assert not torch.equal(model.ln_post.weight, clip.visual.ln_post.weight)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in clip.state_dict().items())
+
+
+def test_parameter_groups_follow_the_recipes():
+    st = {group["name"]: group for group in build("st_adapter").parameter_groups()}
+    assert {name: group["weight_decay"] for name, group in st.items()} == {"main": True, "main_bias": False}
+    aim = {group["name"]: group for group in build("aim", preset="k400").parameter_groups()}
+    assert {name: group["weight_decay"] for name, group in aim.items()} == {"main": True, "ln_post": False}
+    assert [tuple(p.shape) for p in aim["ln_post"]["params"]] == [(32,), (32,)]
+    assert [group["name"] for group in build("aim", preset="paper").parameter_groups()] == ["main"]
+    for method in METHODS:
+        groups = build(method).parameter_groups()
+        assert sum(p.numel() for group in groups for p in group["params"]) == trained(build(method))
+        assert all(group["lr_scale"] == 1.0 for group in groups)
+
+
+# ---- stochastic depth ----
+
+
+def test_stochastic_depth_leaves_out_whole_clips_or_whole_places():
+    torch.manual_seed(0)
+    branch = torch.ones(400 * 3, 50, 2)
+    by_clip, by_token = (StochasticDepth(0.2, per)(branch, 3) for per in ("clip", "token"))
+    for found, groups in ((by_clip.unflatten(0, (400, 3)), 400), (by_token.transpose(0, 1), 50)):
+        values = found.flatten(1)
+        assert values.shape[0] == groups and (values == values[:, :1]).all()
+        assert set(values[:, 0].tolist()) == {0.0, 1.25}
+    assert abs((by_clip == 0).float().mean().item() - 0.2) < 0.06  # three deviations of 400 draws
+    layer = StochasticDepth(0.2).eval()
+    assert layer(branch, 3) is branch and StochasticDepth(0.0)(branch, 3) is branch
+    for rate, per in ((1.0, "clip"), (-0.1, "clip"), (0.2, "frame")):
+        with pytest.raises(ValueError, match="rate must be"):
+            StochasticDepth(rate, per)
+
+
+def test_the_rate_grows_from_block_to_block_and_the_draw_follows_the_seed():
+    model = build("aim", preset="k400", dropout=0.0, drop_path=0.5)
+    assert [block.adapters.drop_path.rate for block in model.visual.blocks] == [0.0, 0.25, 0.5]
+    randomise(model, 0.3)
+    found = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        found.append(model.train().loss(random_video(), LABELS).total.item())
+    assert found[0] == found[1] != found[2]
+    assert model.eval().loss(random_video(), LABELS).total.item() == model.loss(random_video(), LABELS).total.item()
+
+
+# ---- class names, precision, saving ----
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_the_classifier_holds_for_the_names_it_was_built_with(method):
+    model = build(method).eval()
+    randomise(model)
+    video = random_video()
+    known = model(video)
+    assert known.logits.shape == (2, 5)
+    model.set_class_names(["yawning", "sneezing"])
+    out = model(video)
+    assert out.similarity.shape == (2, 2) and out.logits is None
+    with pytest.raises(InputError, match="class names were exchanged"):
+        model.loss(video, LABELS)
+    model.set_class_names(NAMES)
+    assert torch.equal(model(video).logits, known.logits)
+
+
+@pytest.mark.parametrize(("method", "options"), VARIANTS)
+def test_in_half_precision_what_trains_stays_full_precision(method, options):
+    model = build(method, small_clip(), **options)
+    randomise(model, 0.05)
+    expected = model.eval()(random_video()).logits
+    model.set_precision("bf16")
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    assert {p.dtype for p in model.visual.parameters() if not p.requires_grad} == {torch.bfloat16}
+    out = model(random_video())
+    assert out.logits.dtype == torch.float32
+    assert (out.logits - expected).norm() < 0.05 * expected.norm()
+    model.train().loss(random_video(), LABELS).total.backward()
+    for name, parameter in model.named_parameters():
+        assert not parameter.requires_grad or parameter.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize(("method", "options"), VARIANTS)
+def test_saved_adapters_rebuild_the_model(tmp_path, method, options):
+    model = build(method, **options).eval()
+    randomise(model)
+    m2clip.save_adapters(model, tmp_path)
+    again = m2clip.load_adapters(tmp_path, SHARED, class_names=NAMES, num_frames=4)
+    assert again.config == model.config
+    assert torch.equal(again(random_video()).logits, model(random_video()).logits)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("st_adapter", {"placement": "after"}, "placement: 'after' is none of pre_attn, pre_mlp, both"),
+        ("st_adapter", {"width": 0}, "width must be at least 1"),
+        ("st_adapter", {"dropout": 1.0}, "dropout is 1.0: it must be from 0 to below 1"),
+        ("st_adapter", {"preset": "8x384"}, "no preset '8x384'; choose from 12x384, 24x384"),
+        ("st_adapter", {"layers": "2-9"}, "within 1-3"),
+        ("aim", {"num_t_adapters": 3}, "num_t_adapters: 3 is none of 1, 2"),
+        ("aim", {"drop_path_per": "frame"}, "drop_path_per: 'frame' is none of clip, token"),
+        ("aim", {"drop_path": 1.0}, "drop_path is 1.0"),
+        ("aim", {"label_smoothing": -0.1}, "label_smoothing is -0.1"),
+        ("aim", {"width": 0}, "a quarter of the token width"),
+        ("aim", {"heads": ("vc",)}, "has no option 'heads'"),
+    ],
+)
+def test_bad_options_are_told(method, options, message):
+    with pytest.raises(InputError, match=message):
+        build(method, **options)
+
+
+def test_widths_and_layers():
+    assert build("aim", width=None).visual.blocks[0].adapters.spatial.down.weight.shape == (8, 32)
+    model = build("aim", layers="2")
+    assert [block.adapters is not None for block in model.visual.blocks] == [False, True, False]
+    assert model.visual.first_adapted == 0 and build("aim", layers="2", temporal_embedding=False).visual.first_adapted
+    assert trained(build("st_adapter", layers="none")) == 5 * 33
