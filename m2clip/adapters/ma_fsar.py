@@ -1,4 +1,4 @@
-"""MA-FSAR's adapters as modules: AIM's bottleneck, and what one transformer block has of them."""
+"""MA-FSAR's adapters: which of AIM's bottlenecks a transformer block has, and the projection of text into it."""
 
 from __future__ import annotations
 
@@ -7,39 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from m2clip.kernels import bottleneck_adapter
-
-
-class BottleneckAdapter(nn.Module):
-    """``y = x + s * (W_up GELU(W_down x + b) + a)``, or without the ``x +``; adds nothing until trained.
-
-    Args:
-        dim: token width D.
-        width: bottleneck width.
-        residual: whether x itself is added.
-        scale: s.
-        backend: kernel backend, see :func:`m2clip.kernels.bottleneck_adapter`.
-
-    Shape: (..., D) -> (..., D). Source: AIM (ICLR 2023) and its code: W_up and a start at zero, W_down at a truncated
-    normal of deviation 0.02.
-    """
-
-    def __init__(
-        self, dim: int, width: int, *, residual: bool = True, scale: float = 1.0, backend: str = "auto"
-    ) -> None:
-        super().__init__()
-        self.down = nn.Linear(dim, width)
-        self.up = nn.Linear(width, dim)
-        self.residual, self.scale, self.backend = residual, scale, backend
-        nn.init.trunc_normal_(self.down.weight, std=0.02)
-        for parameter in (self.down.bias, self.up.weight, self.up.bias):
-            nn.init.zeros_(parameter)
-
-    def forward(self, x: Tensor) -> Tensor:
-        weights = (self.down.weight, self.down.bias, self.up.weight, self.up.bias)
-        return bottleneck_adapter(
-            x, *weights, activation="gelu", scale=self.scale, residual=self.residual, backend=self.backend
-        )
+from .unimodal import BottleneckAdapter
 
 
 @dataclass(frozen=True)
