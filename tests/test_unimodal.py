@@ -14,6 +14,7 @@ from m2clip.adapters import STAdapter
 from m2clip.adapters.unimodal import StochasticDepth
 from m2clip.errors import InputError
 from m2clip.kernels import use_backend
+from m2clip.text import PromptTokenizer
 from tests.clips import NAMES, random_video, randomise, small_clip
 
 LABELS = torch.tensor([3, 0])
@@ -30,11 +31,12 @@ VARIANTS = [
 
 
 SHARED = small_clip()  # never changed: models train tensors of their own
+TOKENIZER = PromptTokenizer(SHARED.context_length)
 
 
 def build(method, clip=SHARED, **options):
     torch.manual_seed(3)
-    return m2clip.create_model(method, clip, NAMES, 4, **{**METHODS[method], **options})
+    return m2clip.create_model(method, clip, NAMES, 4, tokenizer=TOKENIZER, **{**METHODS[method], **options})
 
 
 def trained(model, start=""):
@@ -82,7 +84,7 @@ def test_multiply_adds_are_those_of_the_frozen_tower_and_of_what_is_added():
 @pytest.mark.parametrize(("method", "options"), VARIANTS)
 def test_untrained_it_is_the_mean_of_frozen_frames(method, options):
     clip = SHARED
-    model, frozen = build(method, **options).eval(), m2clip.create_model("clip", clip, NAMES, 4)
+    model, frozen = build(method, **options).eval(), m2clip.create_model("clip", clip, NAMES, 4, tokenizer=TOKENIZER)
     video = random_video()
     out, expected = model(video), frozen(video)
     torch.testing.assert_close(out.video_features, expected.video_features, rtol=1e-5, atol=1e-6)
@@ -95,7 +97,7 @@ def test_untrained_it_is_the_mean_of_frozen_frames(method, options):
 
 @pytest.mark.parametrize(("method", "options"), VARIANTS)
 def test_adapters_switch_off_and_come_back(method, options):
-    model, frozen = build(method, **options).eval(), m2clip.create_model("clip", SHARED, NAMES, 4)
+    model, frozen = build(method, **options).eval(), m2clip.create_model("clip", SHARED, NAMES, 4, tokenizer=TOKENIZER)
     randomise(model)
     video = random_video()
     adapted = model(video)

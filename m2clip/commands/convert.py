@@ -9,7 +9,10 @@ from typing import Any
 from m2clip.commands.parsing import DEFAULT_CLIP, add_command, add_json, positive
 
 EXAMPLE = """  m2clip convert k400_b16_8f.pth runs/authors --clip ViT-B-16-quickgelu --frames 8 --classes k400
-  m2clip convert runs/k400 k400.pth --to authors"""
+  m2clip convert ssv2_24x384.pth runs/st_adapter --classes ssv2
+  m2clip convert runs/k400 k400.pth --to authors
+
+checkpoints of M2-CLIP, ST-Adapter and AIM are told apart by the names in them."""
 
 
 def add_parser(commands: Any) -> None:
@@ -24,7 +27,12 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--pretrained", default="openai", help="open_clip tag of the checkpoint's CLIP (default: openai)"
     )
-    parser.add_argument("--frames", type=positive, default=8, help="frames of a clip of the checkpoint (default: 8)")
+    parser.add_argument(
+        "--frames", type=positive, help="frames of a clip of the checkpoint (default: what it tells, or else 8)"
+    )
+    parser.add_argument(
+        "--preset", help="of what tensors do not tell (default: for AIM k400, or ssv2 with two temporal adapters)"
+    )
     parser.add_argument("--classes", default="k400", help="label set or class file of the checkpoint (default: k400)")
     add_json(parser)
 
@@ -48,6 +56,7 @@ def run(args: argparse.Namespace) -> None:
             pretrained=args.pretrained,
             num_frames=args.frames,
             class_names=load_class_names(args.classes),
+            preset=args.preset,
         )
     if args.json:
         print_json({"written": args.target})
