@@ -132,6 +132,7 @@ def ted(
     class_token: bool = True,
     sequential: bool = False,
     strided: bool = False,
+    patches_only: bool = False,
 ) -> Workload:
     """ted_adapter; layout: both, shared, temporal or difference."""
     generator = torch.Generator().manual_seed(0)
@@ -141,7 +142,7 @@ def ted(
     def call(leaves: Leaves, backend: str) -> Tensor:
         x, *_ = leaves.values()
         weights = ted_weights(leaves, layout)
-        options = {"grid": grid, "class_token": class_token, "sequential": sequential}
+        options = {"grid": grid, "class_token": class_token, "sequential": sequential, "patches_only": patches_only}
         return kernels.ted_adapter(x, weights, frames, backend=backend, **options)
 
     name = f"B={clips} T={frames} {grid[0]}x{grid[1]} D={dim} R={width} {layout}"

@@ -70,13 +70,17 @@ class Mixer:
         extension.mixer_forward(
             DTYPES[h.dtype], self._shape(h), self._weights, h.data_ptr(), u.data_ptr(), self.rows, stream()
         )
+        if self.geometry.patches_only:
+            u[:, 0] = 0
 
     def backward(self, h: Tensor, du: Tensor, u: Tensor | None, dh: Tensor) -> list[Tensor]:
         """Write dh, and u once more unless it is None; return the fp32 gradients.
 
         They are those of TE's conv_weight, conv_bias and down-projection bias, then the same of TD; a branch that is
-        off has none.
+        off has none. du of class tokens that take no part is cleared.
         """
+        if self.geometry.patches_only:
+            du[:, 0] = 0
         dtype, shape = DTYPES[h.dtype], self._shape(h)
         size = extension.mixer_workspace(dtype, shape, self.rows)
         workspace = torch.empty(size, dtype=torch.float32, device=h.device)
@@ -100,11 +104,13 @@ class Mixer:
             self.rows,
             stream(),
         )
+        if self.geometry.patches_only and u is not None:
+            u[:, 0] = 0
         return temporal + difference
 
     def _shape(self, h: Tensor) -> Any:
         frames, tokens, _ = h.shape
-        num_frames, grid, class_token = self.geometry
+        num_frames, grid, class_token, _ = self.geometry
         switches = (class_token, bool(self.temporal), bool(self.difference), self.shared)
         return extension.MixerShape(frames // num_frames, num_frames, tokens, *grid, self.width, *switches)
 

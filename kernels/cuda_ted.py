@@ -49,7 +49,7 @@ def forward(
         mixer(branches, geometry).forward(h, u)
     y = torch.mm(_rows(u), branches.up_weight().t()).view_as(x)
     if y.numel():
-        add_residual(y, x if residual else None, branches.up_biases(), geometry.class_token)
+        add_residual(y, x if residual else None, branches.up_biases(geometry.patches_only), geometry.class_token)
     return y, h if keep else x.new_empty(0)
 
 
@@ -73,7 +73,7 @@ def backward(
     total = dy.sum(dim=(0, 1), dtype=torch.float32)
     class_sum = dy[:, 0].sum(dim=0, dtype=torch.float32) if geometry.class_token else torch.zeros_like(total)
     products = Products(_rows(dh).t() @ _rows(x), _rows(dy).t() @ _rows(u), class_sum, total - class_sum, small)
-    return dx, weight_gradients(branches, products)
+    return dx, weight_gradients(branches, products, geometry.patches_only)
 
 
 def mixer(branches: Branches, geometry: Geometry) -> Mixer:
@@ -86,6 +86,8 @@ def why_not_one_launch(x: Tensor, branches: Branches, geometry: Geometry) -> str
     width, bottleneck = x.shape[2], branches.projections()[0][0].shape[0]
     if not hasattr(cuda.extension, "hopper_adapter_forward"):
         return "the extension was built without sm_90a"
+    if geometry.patches_only:
+        return "it takes class tokens as well"
     if torch.cuda.get_device_capability(x.device) != (9, 0):
         return "it is for GPUs of compute capability 9.0"
     if x.dtype not in (torch.float16, torch.bfloat16):
@@ -106,7 +108,7 @@ def _one_launch(x: Tensor, h: Tensor, branches: Branches, geometry: Geometry, re
     bias = branches.down_bias()
     tensors = {"x": x, "y": y, "h": h, "u": u, "counters": counters}
     tensors |= {"down_weight": branches.down_weight().contiguous(), "up_weight": branches.up_weight().contiguous()}
-    tensors |= dict(zip(("class_bias", "patch_bias"), branches.up_biases(), strict=True))
+    tensors |= dict(zip(("class_bias", "patch_bias"), branches.up_biases(False), strict=True))
     if bias is not None:
         tensors["down_bias"] = bias.float()
     if branches.temporal:

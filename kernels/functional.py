@@ -20,6 +20,7 @@ def ted_adapter(
     *,
     grid: tuple[int, int] | None = None,
     class_token: bool = True,
+    patches_only: bool = False,
     sequential: bool = False,
     backend: str = "auto",
 ) -> Tensor:
@@ -35,6 +36,8 @@ def ted_adapter(
         num_frames: T, frames a clip, from 1.
         grid: (H, W) of the patch tokens; by default the square of that many tokens.
         class_token: whether token 0 of each frame is a class token.
+        patches_only: TE takes patch tokens alone as well, and class tokens pass untouched, without a copy of the
+            others; with TE alone that is an ST-Adapter.
         sequential: apply TD to the output of the TE residual instead of in parallel.
         backend: "auto" or the name of one, see :func:`explain`.
 
@@ -46,6 +49,7 @@ def ted_adapter(
         TypeError: x that is not a floating-point tensor.
 
     Source: M2-CLIP (AAAI 2024), Eqs. 6-8; two weight layouts: separate projections (authors' code), shared (equations).
+    patches_only: ST-Adapter (NeurIPS 2022).
     """
     _check_float("x", x)
     if x.dim() != 3:
@@ -63,8 +67,10 @@ def ted_adapter(
     nothing = weights.temporal is None and weights.difference is None
     chosen = dispatch.choose("ted_adapter", x, backend, _width(weights))
     if chosen == "reference" or nothing:
-        return reference.ted_adapter(x, _cast(weights, x.dtype), num_frames, grid, class_token, sequential)
-    dtype, geometry = dispatch.compute_dtype("ted_adapter", x), Geometry(num_frames, grid, class_token)
+        weights = _cast(weights, x.dtype)
+        return reference.ted_adapter(x, weights, num_frames, grid, class_token, patches_only, sequential)
+    geometry = Geometry(num_frames, grid, class_token, patches_only and class_token)
+    dtype = dispatch.compute_dtype("ted_adapter", x)
     for branches in Branches.in_turn(weights, dtype) if sequential else [Branches.of(weights, dtype)]:
         if x.dtype == dtype:
             x = ops.ted_adapter(x, branches, geometry, True, chosen)

@@ -91,9 +91,11 @@ class Mixer:
         extension.mixer_forward(
             DTYPES[h.dtype], self._shape(h), self._parameters, h.data_ptr(), u.data_ptr(), torch.get_num_threads()
         )
+        if self.geometry.patches_only:
+            u[:, 0] = 0
 
     def backward(self, h: Tensor, du: Tensor, dh: Tensor) -> list[Tensor]:
-        """Write dh; return the fp32 gradients.
+        """Write dh; return the fp32 gradients. du of class tokens that take no part is cleared.
 
         They are those of TE's conv_weight, conv_bias and down-projection bias, then the same of TD; a branch that is
         off has none.
@@ -103,6 +105,8 @@ class Mixer:
             for tensors in (self.temporal, self.difference)
         )
         addresses = [[tensor.data_ptr() for tensor in part] or [0, 0, 0] for part in (temporal, difference)]
+        if self.geometry.patches_only:
+            du[:, 0] = 0
         extension.mixer_backward(
             DTYPES[h.dtype],
             self._shape(h),
@@ -117,7 +121,7 @@ class Mixer:
 
     def _shape(self, h: Tensor) -> Any:
         frames, tokens, _ = h.shape
-        num_frames, grid, class_token = self.geometry
+        num_frames, grid, class_token, _ = self.geometry
         switches = (class_token, bool(self.temporal), bool(self.difference), self.shared)
         return extension.MixerShape(frames // num_frames, num_frames, tokens, *grid, self.width, h.stride(1), *switches)
 

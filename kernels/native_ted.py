@@ -24,7 +24,7 @@ def forward(x: Tensor, branches: Branches, geometry: Geometry, residual: bool, k
     """y (B*T, L, D) and h (B*T, L, C), empty unless it is kept. Without residual y is the branches alone."""
     x = x.contiguous()
     down, down_bias, up = branches.down_weight(), branches.down_bias(), branches.up_weight()
-    class_bias, patch_bias = branches.up_biases()
+    class_bias, patch_bias = branches.up_biases(geometry.patches_only)
     mixer = _mixer(branches, geometry)
     y, h = torch.empty_like(x), x.new_empty(branches.hidden_shape(x) if keep else 0)
     for frames in _chunks(x, branches, geometry):
@@ -80,7 +80,9 @@ def backward(
         return dx, []
     if x.numel() == 0:
         return dx, [torch.zeros_like(tensor) for part in branches for tensor in part]
-    gradients = (weight_gradients(part, own.products()) for part, own in zip(parts, sums, strict=True))
+    gradients = (
+        weight_gradients(part, own.products(), geometry.patches_only) for part, own in zip(parts, sums, strict=True)
+    )
     return dx, [gradient for group in gradients for gradient in group]
 
 

@@ -16,6 +16,7 @@ class Geometry(NamedTuple):
     num_frames: int
     grid: tuple[int, int]
     class_token: bool
+    patches_only: bool = False  # there are class tokens, and neither branch takes them
 
 
 class Branches(NamedTuple):
@@ -61,12 +62,12 @@ class Branches(NamedTuple):
         bias = self.temporal[1]
         return bias if len(self.projections()) == 1 else torch.cat([bias, torch.zeros_like(bias)])
 
-    def up_biases(self) -> tuple[Tensor, Tensor]:
+    def up_biases(self, patches_only: bool) -> tuple[Tensor, Tensor]:
         """(D,) fp32 for class-token rows and for patch rows."""
-        class_bias = self.temporal[5].float() if self.temporal else torch.zeros_like(self.difference[5]).float()
-        if len(self.difference) == 6:
-            return class_bias.contiguous(), class_bias + self.difference[5]
-        return class_bias.contiguous(), class_bias.contiguous()
+        temporal = self.temporal[5].float() if self.temporal else torch.zeros_like(self.difference[5]).float()
+        temporal = temporal.contiguous()
+        class_bias = torch.zeros_like(temporal) if patches_only else temporal
+        return class_bias, temporal + self.difference[5] if len(self.difference) == 6 else temporal
 
     @classmethod
     def of(cls, weights: TEDWeights, dtype: torch.dtype) -> Branches:

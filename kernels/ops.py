@@ -23,7 +23,8 @@ from .operands import Branches, Geometry
 LIBRARY = torch.library.Library("m2clip", "FRAGMENT")
 
 _TED = (
-    "Tensor[] temporal, Tensor[] difference, int num_frames, int[] grid, bool class_token, bool residual, str backend"
+    "Tensor[] temporal, Tensor[] difference, int num_frames, int[] grid, bool class_token, bool patches_only, "
+    "bool residual, str backend"
 )
 LIBRARY.define(f"ted_adapter(Tensor x, {_TED}, bool keep) -> (Tensor, Tensor)")
 LIBRARY.define(f"ted_adapter_backward(Tensor dy, Tensor x, Tensor h, {_TED}, bool need_x, bool need_w) -> Tensor[]")
@@ -49,8 +50,8 @@ def on_device_of(x: Tensor) -> AbstractContextManager[object]:
 
 
 def _ted_forward(x: Tensor, temporal: list[Tensor], difference: list[Tensor], *options: Any) -> tuple[Tensor, Tensor]:
-    num_frames, grid, class_token, residual, backend, keep = options
-    geometry = Geometry(num_frames, (grid[0], grid[1]), class_token)
+    num_frames, grid, class_token, patches_only, residual, backend, keep = options
+    geometry = Geometry(num_frames, (grid[0], grid[1]), class_token, patches_only)
     with on_device_of(x):
         run = implementation("ted_adapter", backend)
         return run.forward(x, Branches(temporal, difference), geometry, residual, keep)
@@ -59,8 +60,8 @@ def _ted_forward(x: Tensor, temporal: list[Tensor], difference: list[Tensor], *o
 def _ted_backward(
     dy: Tensor, x: Tensor, h: Tensor, temporal: list[Tensor], difference: list[Tensor], *options: Any
 ) -> list[Tensor]:
-    num_frames, grid, class_token, residual, backend, need_x, need_w = options
-    geometry = Geometry(num_frames, (grid[0], grid[1]), class_token)
+    num_frames, grid, class_token, patches_only, residual, backend, need_x, need_w = options
+    geometry = Geometry(num_frames, (grid[0], grid[1]), class_token, patches_only)
     branches = Branches(temporal, difference)
     with on_device_of(x):
         run = implementation("ted_adapter", backend)
@@ -134,7 +135,7 @@ def _ted_gradient(ctx: Any, dy: Tensor, dh: Tensor) -> Any:
     run = torch.ops.m2clip.ted_adapter_backward
     dx, *gradients = run(dy, x, h, temporal, difference, *ctx.options, need_x, need_w)
     lists = gradients or [None] * len(weights)
-    return dx if need_x else None, lists[: ctx.temporal], lists[ctx.temporal :], *[None] * 6
+    return dx if need_x else None, lists[: ctx.temporal], lists[ctx.temporal :], *[None] * 7
 
 
 torch.library.register_autograd("m2clip::ted_adapter", _ted_gradient, setup_context=_ted_context, lib=LIBRARY)
@@ -162,7 +163,8 @@ class _TEDAdapter(torch.autograd.Function):
 def ted_adapter(x: Tensor, branches: Branches, geometry: Geometry, residual: bool, backend: str) -> Tensor:
     """The operator with its gradient; without residual the branches' sum alone."""
     weights = [*branches.temporal, *branches.difference]
-    options = (geometry.num_frames, list(geometry.grid), geometry.class_token, residual, backend)
+    num_frames, grid, *switches = geometry
+    options = (num_frames, list(grid), *switches, residual, backend)
     train = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *weights))
     if watched(x, *weights):
         return torch.ops.m2clip.ted_adapter(x, *branches, *options, train)[0]

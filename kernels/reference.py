@@ -52,10 +52,14 @@ def ted_adapter(
     num_frames: int,
     grid: tuple[int, int],
     class_token: bool,
+    patches_only: bool,
     sequential: bool,
 ) -> Tensor:
     """y = x + TE(x) + TD(x), or with sequential y' = x + TE(x), y = y' + TD(y'), for x (B*T, L, D) (Eqs. 6-8)."""
     first = int(class_token)
+    if first and patches_only:
+        patches = ted_adapter(x[:, first:], weights, num_frames, grid, False, False, sequential)
+        return torch.cat([x[:, :first], patches], dim=1)
     tokens = x.reshape(x.shape[0] // num_frames, num_frames, *x.shape[1:])
     y = tokens
     if weights.temporal is not None:

@@ -69,10 +69,11 @@ class _Ted(NamedTuple):
     sequential: bool = False
     strided: bool = False
     clips: int = 2
+    patches_only: bool = False
 
     def __str__(self) -> str:
         switches = (
-            "class token" if self.class_token else "no class token",
+            "patches only" if self.patches_only else "class token" if self.class_token else "no class token",
             self.branches,
             "sequential" if self.sequential else "",
             "strided" if self.strided else "",
@@ -94,6 +95,8 @@ _TED = (
     _Ted(8, (7, 7), 64, 32, sequential=True),
     _Ted(8, (7, 7), 64, 33, branches="shared", sequential=True),
     _Ted(8, (9, 5), 48, 24, class_token=False, strided=True, branches="shared"),
+    _Ted(8, (5, 9), 40, 24, branches="temporal", patches_only=True),
+    _Ted(3, (4, 4), 37, 13, patches_only=True),
     _Ted(8, (14, 14), 96, 64),
     _Ted(8, (16, 16), 64, 65, branches="shared"),
 )
@@ -135,6 +138,7 @@ def _run_ted(shape: _Ted, tensors: Tensors, backend: str) -> Tensor:
         shape.frames,
         grid=shape.grid,
         class_token=shape.class_token,
+        patches_only=shape.patches_only,
         sequential=shape.sequential,
         backend=backend,
     )

@@ -20,7 +20,7 @@ class Products(NamedTuple):
     small: list[Tensor]  # per branch that is on: of conv_weight, conv_bias and the down-projection's bias
 
 
-def weight_gradients(branches: Branches, products: Products) -> list[Tensor]:
+def weight_gradients(branches: Branches, products: Products, patches_only: bool) -> list[Tensor]:
     """Gradients of all tensors of `branches`, in their order."""
     width = branches.projections()[0][0].shape[0]
     downs, ups = products.down.split(width), products.up.split(width, dim=1)
@@ -30,7 +30,8 @@ def weight_gradients(branches: Branches, products: Products) -> list[Tensor]:
         conv_weight, conv_bias, down_bias = small[:3]
         if branches.shared:
             down_bias = down_bias + small[5]
-        gradients += [downs[0], down_bias, conv_weight, conv_bias, ups[0], products.class_sum + products.patch_sum]
+        up_bias = products.patch_sum if patches_only else products.class_sum + products.patch_sum
+        gradients += [downs[0], down_bias, conv_weight, conv_bias, ups[0], up_bias]
     if branches.shared:
         gradients += small[3:5]
     elif branches.difference:

@@ -1,4 +1,4 @@
-"""The mixer of the TED-Adapter on a GPU: launches of mixer_kernels.py and their configurations."""
+"""The mixer of the TED-Adapter on a GPU: launches of its kernels and their configurations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..operands import Branches, Geometry
 from .device import tuned
-from .mixer_kernels import mixer_backward_kernel, mixer_forward_kernel, mixer_gradients_kernel
+from .mixer_backward_kernels import mixer_backward_kernel, mixer_gradients_kernel
+from .mixer_kernels import mixer_forward_kernel
 
 SUMS = 16  # rows of weight gradients: three taps, du and dh of TE, nine taps, du and the bias under them of TD
 
@@ -139,7 +140,8 @@ class Mixer:
     def switches(self) -> dict[str, Any]:
         """The kernels' constants."""
         branches = {"TEMPORAL": bool(self.temporal), "DIFFERENCE": bool(self.difference)}
-        return branches | {"SHARED": self.shared, "CLASS": int(self.geometry.class_token)}
+        class_token, patches_only = self.geometry[2:]
+        return branches | {"SHARED": self.shared, "CLASS": int(class_token), "PATCHES_ONLY": patches_only}
 
     def blocks(self, channels: int) -> int:
         """Blocks of so many channels: two branches in columns of their own have theirs each."""

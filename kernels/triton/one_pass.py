@@ -13,6 +13,7 @@ from ..operands import Branches, Geometry
 from .device import architecture, precision, shared_memory, tuned
 from .mixer import Mixer
 from .one_pass_kernels import one_pass_narrow_kernel, one_pass_wide_kernel
+from .projection import Biases
 from .ted_weights import Joined, up_biases
 
 WIDEST_NARROW = 256  # columns of h, which one tile of the narrow plan holds
@@ -87,6 +88,7 @@ def forward_narrow(
     """
     h, y = x.new_empty(branches.hidden_shape(x)), torch.empty_like(x)
     mixer, joined = Mixer.of(branches, geometry), Joined.of(branches)
+    biases = up_biases(branches, geometry.patches_only)
     frames, tokens, dim = x.shape
     columns = h.shape[2]
     if config is None:
@@ -101,14 +103,14 @@ def forward_narrow(
         h,
         *mixer.weights(h),
         joined.up,
-        *(h if bias is None else bias for bias in up_biases(branches)),
+        *(h if bias is None else bias for bias in biases),
         y,
         torch.zeros(1 + clips, dtype=torch.int32, device=x.device),
         clips,
         ahead,
         *mixer.sizes(h),
         dim,
-        **_switches(mixer, branches, x, residual),
+        **_switches(mixer, branches, biases, x, residual),
         EVEN_C=block_of(columns) == columns,
         EVEN_D=dim % config.depth == 0,
         BLOCK_M=config.rows,
@@ -132,6 +134,7 @@ def forward_wide(
     """
     h, y = x.new_empty(branches.hidden_shape(x)), torch.empty_like(x)
     mixer, joined = Mixer.of(branches, geometry), Joined.of(branches)
+    biases = up_biases(branches, geometry.patches_only)
     frames, tokens, dim = x.shape
     columns = h.shape[2]
     if config is None:
@@ -150,7 +153,7 @@ def forward_wide(
         *mixer.weights(h),
         torch.empty_like(h),
         joined.up,
-        *(h if bias is None else bias for bias in up_biases(branches)),
+        *(h if bias is None else bias for bias in biases),
         y,
         torch.zeros(1 + 2 * clips, dtype=torch.int32, device=x.device),
         clips,
@@ -158,7 +161,7 @@ def forward_wide(
         blocks_c,
         *mixer.sizes(h),
         dim,
-        **_switches(mixer, branches, x, residual),
+        **_switches(mixer, branches, biases, x, residual),
         EVEN_C=columns % config.columns == 0 and columns % config.depth == 0,
         EVEN_D=dim % config.columns == 0 and dim % config.depth == 0,
         BLOCK_M=config.rows,
@@ -172,8 +175,9 @@ def forward_wide(
     return y, h
 
 
-def _switches(mixer: Mixer, branches: Branches, x: Tensor, residual: bool) -> dict[str, Any]:
+def _switches(mixer: Mixer, branches: Branches, biases: Biases, x: Tensor, residual: bool) -> dict[str, Any]:
     switches = mixer.switches() | {"RESIDUAL": residual, "BIAS": bool(branches.temporal)}
+    switches |= {name: bias is not None for name, bias in zip(("UP_BIAS", "PATCH_BIAS"), biases, strict=True)}
     return switches | {"PRECISION": precision(x.dtype), "enable_fp_fusion": True}
 
 

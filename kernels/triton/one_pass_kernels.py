@@ -84,6 +84,7 @@ def mixed_rows(
     TEMPORAL: tl.constexpr,
     DIFFERENCE: tl.constexpr,
     CLASS: tl.constexpr,
+    PATCHES_ONLY: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
     """[BLOCK_M, BLOCK_C] of u in fp32: rows of one clip, from several frames; h is read once for every tap."""
@@ -101,6 +102,8 @@ def mixed_rows(
             m_there = m_m & (o_t + k > 0) & (o_t + k <= frames)
             b_there = load(p_tile + (k - 1) * frame_size, o_m, o_c, m_there, m_c, columns)
             b_u += b_there.to(tl.float32) * tap(temporal[0], k, o_c, m_c, 3)
+        if PATCHES_ONLY:
+            b_u = tl.where((o_p > 0)[:, None], b_u, 0.0)
     if DIFFERENCE:
         m_patch = m_m & (o_p >= CLASS)
         o_y, o_x = (o_p - CLASS) // grid_width, (o_p - CLASS) % grid_width
@@ -131,8 +134,8 @@ def one_pass_narrow_kernel(
     p_td_bias,
     p_down_bias,
     p_up,  # (D, C)
-    p_up_bias,  # (D,), TE's, in every row
-    p_patch_bias,  # TD's, in patch rows
+    p_up_bias,  # (D,), in every row
+    p_patch_bias,  # in patch rows besides
     p_y,
     p_counts,  # int32 zeros: tickets, then tiles of the down-projection by clip
     clips,
@@ -150,6 +153,9 @@ def one_pass_narrow_kernel(
     DIFFERENCE: tl.constexpr,
     SHARED: tl.constexpr,
     CLASS: tl.constexpr,
+    PATCHES_ONLY: tl.constexpr,
+    UP_BIAS: tl.constexpr,
+    PATCH_BIAS: tl.constexpr,
     PRECISION: tl.constexpr,
     EVEN_C: tl.constexpr,  # whether BLOCK_C is C
     EVEN_D: tl.constexpr,  # whether BLOCK_K divides D
@@ -198,11 +204,15 @@ def one_pass_narrow_kernel(
         APART: tl.constexpr = TEMPORAL and DIFFERENCE and not SHARED
         dtype: tl.constexpr = p_y.dtype.element_ty
         if APART:
-            b_te = mixed_rows(p_h, temporal, difference, i_m, o_r, sizes, True, False, CLASS, BLOCK_M).to(dtype)
+            b_u = mixed_rows(p_h, temporal, difference, i_m, o_r, sizes, True, False, CLASS, PATCHES_ONLY, BLOCK_M)
+            b_te = b_u.to(dtype)
             p_td = p_h + width
-            b_td = mixed_rows(p_td, temporal, difference, i_m, o_r, sizes, False, True, CLASS, BLOCK_M).to(dtype)
+            b_u = mixed_rows(p_td, temporal, difference, i_m, o_r, sizes, False, True, CLASS, False, BLOCK_M)
+            b_td = b_u.to(dtype)
         else:
-            b_u = mixed_rows(p_h, temporal, difference, i_m, o_r, sizes, TEMPORAL, DIFFERENCE, CLASS, BLOCK_M)
+            b_u = mixed_rows(
+                p_h, temporal, difference, i_m, o_r, sizes, TEMPORAL, DIFFERENCE, CLASS, PATCHES_ONLY, BLOCK_M
+            )
             b_te = b_u.to(dtype)
         for n in range(0, dim, BLOCK_N):
             o_n = n + tl.arange(0, BLOCK_N)
@@ -225,8 +235,8 @@ def one_pass_narrow_kernel(
                 tokens,
                 1.0,
                 RESIDUAL,
-                TEMPORAL,
-                DIFFERENCE and not SHARED,
+                UP_BIAS,
+                PATCH_BIAS,
                 CLASS > 0,
                 False,
             )
@@ -245,8 +255,8 @@ def one_pass_wide_kernel(
     p_down_bias,
     p_u,
     p_up,  # (D, C)
-    p_up_bias,  # (D,), TE's, in every row
-    p_patch_bias,  # TD's, in patch rows
+    p_up_bias,  # (D,), in every row
+    p_patch_bias,  # in patch rows besides
     p_y,
     p_counts,  # int32 zeros: tickets, then by clip the tiles of the down-projection, then by clip those of the mixer
     clips,
@@ -265,6 +275,9 @@ def one_pass_wide_kernel(
     DIFFERENCE: tl.constexpr,
     SHARED: tl.constexpr,
     CLASS: tl.constexpr,
+    PATCHES_ONLY: tl.constexpr,
+    UP_BIAS: tl.constexpr,
+    PATCH_BIAS: tl.constexpr,
     PRECISION: tl.constexpr,
     EVEN_C: tl.constexpr,  # whether BLOCK_N and BLOCK_K divide C, and D
     EVEN_D: tl.constexpr,
@@ -321,6 +334,7 @@ def one_pass_wide_kernel(
                 DIFFERENCE,
                 SHARED,
                 CLASS,
+                PATCHES_ONLY,
                 BLOCK_P,
                 BLOCK_C,
             )
@@ -362,8 +376,8 @@ def one_pass_wide_kernel(
                 tokens,
                 1.0,
                 RESIDUAL,
-                TEMPORAL,
-                DIFFERENCE and not SHARED,
+                UP_BIAS,
+                PATCH_BIAS,
                 CLASS > 0,
                 False,
             )

@@ -72,7 +72,7 @@ def forward_in_launches(x: Tensor, branches: Branches, geometry: Geometry, resid
     h = (_rows(x) @ down.t() if bias is None else torch.addmm(bias, _rows(x), down.t())).view(branches.hidden_shape(x))
     u = torch.empty_like(h)
     Mixer.of(branches, geometry).forward(h, u)
-    y = project(u, up.t(), x if residual else None, up_biases(branches), geometry.class_token)
+    y = project(u, up.t(), x if residual else None, up_biases(branches, geometry.patches_only), geometry.class_token)
     return y, h
 
 
@@ -101,7 +101,7 @@ def backward(
     if sums is None:
         sums = dy.sum(dim=(0, 1), dtype=torch.float32)[None]
     downs, ups = split(_rows(dh).t() @ _rows(x), _rows(dy).t() @ _rows(u), branches)
-    biases = up_bias_gradients(sums, dy, branches, geometry.class_token)
+    biases = up_bias_gradients(sums, dy, branches, geometry)
     return dx, _in_order(branches, downs, ups, biases, small)
 
 

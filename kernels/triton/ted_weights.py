@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..operands import Branches
+from ..operands import Branches, Geometry
+from .projection import Biases
 from .tiles import column_sum
 
 _BLOCK = 1024
@@ -54,14 +55,21 @@ def split(down: Tensor, up: Tensor, branches: Branches) -> tuple[list[Tensor], l
     return downs, ups
 
 
-def up_biases(branches: Branches) -> tuple[Tensor | None, Tensor | None]:
-    """TE's (D,), which every row takes, and TD's, which patch rows take besides, if there are any; contiguous."""
-    every = branches.temporal[5].contiguous() if branches.temporal else None
-    return every, branches.difference[5].contiguous() if len(branches.difference) == 6 else None
+def up_biases(branches: Branches, patches_only: bool) -> Biases:
+    """TE's (D,), which every row takes, and TD's, which patch rows take besides, if there are any; contiguous.
+
+    With patches_only, what there is goes to patch rows.
+    """
+    temporal = branches.temporal[5].contiguous() if branches.temporal else None
+    difference = branches.difference[5].contiguous() if len(branches.difference) == 6 else None
+    if not patches_only or temporal is None:
+        return temporal, difference
+    return None, temporal if difference is None else temporal + difference
 
 
-def up_bias_gradients(partial: Tensor, dy: Tensor, branches: Branches, class_token: bool) -> list[Tensor]:
-    """Gradients of the up-projections' biases: sums over all rows for TE, over patch rows for TD.
+def up_bias_gradients(partial: Tensor, dy: Tensor, branches: Branches, geometry: Geometry) -> list[Tensor]:
+    """Gradients of the up-projections' biases: sums over all rows for TE, unless it takes patches only, and over
+    patch rows for TD.
 
     Args:
         partial: (N, D) fp32, sums of dy over blocks of rows. dy: (B*T, L, D), contiguous.
@@ -81,7 +89,8 @@ def up_bias_gradients(partial: Tensor, dy: Tensor, branches: Branches, class_tok
         dim,
         ALL=bool(branches.temporal),
         PATCHES=len(branches.difference) == 6,
-        CLASS=class_token,
+        CLASS=geometry.class_token,
+        PATCHES_ONLY=geometry.patches_only,
         BLOCK_M=256,
         BLOCK_C=columns,
     )
@@ -147,15 +156,18 @@ def row_sums_kernel(
     ALL: tl.constexpr,  # whether the sum over all rows is needed
     PATCHES: tl.constexpr,  # whether that over patch rows is
     CLASS: tl.constexpr,
+    PATCHES_ONLY: tl.constexpr,  # whether patch rows are all
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     o_c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     m_c = o_c < dim
     b_sum = column_sum(p_partial, blocks, dim, o_c, m_c, BLOCK_M)
-    if ALL:
+    if ALL and not PATCHES_ONLY:
+        tl.store(p_all + o_c, b_sum, mask=m_c)
+    if CLASS and (PATCHES or PATCHES_ONLY):
+        b_sum -= column_sum(p_dy, frames, frame_size, o_c, m_c, BLOCK_M)
+    if ALL and PATCHES_ONLY:
         tl.store(p_all + o_c, b_sum, mask=m_c)
     if PATCHES:
-        if CLASS:
-            b_sum -= column_sum(p_dy, frames, frame_size, o_c, m_c, BLOCK_M)
         tl.store(p_patches + o_c, b_sum, mask=m_c)

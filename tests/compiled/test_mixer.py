@@ -10,14 +10,15 @@ import pytest
 import torch
 
 from m2clip.kernels.triton.mixer import MixerConfig, mixer_candidates, mixer_config
-from m2clip.kernels.triton.mixer_kernels import mixer_backward_kernel, mixer_forward_kernel
+from m2clip.kernels.triton.mixer_backward_kernels import mixer_backward_kernel
+from m2clip.kernels.triton.mixer_kernels import mixer_forward_kernel
 from tests.compiled.compiling import SHARED_MEMORY, TYPES, compiled, fits, spilled
 
 WEIGHTS = ("p_te_taps", "p_te_bias", "p_td_taps", "p_td_bias", "p_down_bias")
 VALUES = ("p_h", "p_u", "p_du", "p_dh", *WEIGHTS)
 ALIGNED = (*VALUES, "p_sums", "width", "columns")
 TARGETS = [*((architecture, torch.bfloat16) for architecture in SHARED_MEMORY), (120, torch.float32)]
-BOTH = {"TEMPORAL": True, "DIFFERENCE": True, "SHARED": False, "CLASS": 1}
+BOTH = {"TEMPORAL": True, "DIFFERENCE": True, "SHARED": False, "CLASS": 1, "PATCHES_ONLY": False}
 
 
 def kernel(

@@ -24,6 +24,8 @@ SWITCHES = {
     "TEMPORAL": True,
     "DIFFERENCE": True,
     "CLASS": 1,
+    "PATCHES_ONLY": False,
+    "UP_BIAS": True,
     "RESIDUAL": True,
     "BIAS": True,
     "PRECISION": "ieee",
@@ -40,7 +42,8 @@ def compile_tile(
     tiles = {"BLOCK_M": config.rows, "BLOCK_N": config.columns, "BLOCK_K": config.depth, **blocks}
     aligned = [*VALUES, "width", "columns", "dim"]
     options = {"num_warps": config.warps, "num_stages": config.stages}
-    return compiled(kernel, architecture, types, SWITCHES | {"SHARED": shared} | tiles, aligned, **options)
+    switches = SWITCHES | {"SHARED": shared, "PATCH_BIAS": not shared}
+    return compiled(kernel, architecture, types, switches | tiles, aligned, **options)
 
 
 def narrow(width: int, config: Any, shared: bool, architecture: int, dtype: torch.dtype) -> Any:

@@ -8,14 +8,17 @@ from typing import Any
 import pytest
 import torch
 
-from m2clip.kernels.triton.mixer_kernels import mixer_gradients_kernel
+from m2clip.kernels.triton.mixer_backward_kernels import mixer_gradients_kernel
 from m2clip.kernels.triton.ted_weights import join_kernel, row_sums_kernel, split_kernel
 from tests.compiled.compiling import TYPES, compiled, spilled
 
 CASES: list[tuple[Any, dict[str, Any]]] = [
     (join_kernel, {"BLOCK": 1024}),
     (split_kernel, {"BLOCK": 1024}),
-    (row_sums_kernel, {"ALL": True, "PATCHES": True, "CLASS": True, "BLOCK_M": 256, "BLOCK_C": 16}),
+    (
+        row_sums_kernel,
+        {"ALL": True, "PATCHES": True, "CLASS": True, "PATCHES_ONLY": False, "BLOCK_M": 256, "BLOCK_C": 16},
+    ),
     (mixer_gradients_kernel, {"TEMPORAL": True, "DIFFERENCE": True, "SHARED": True, "BLOCK_M": 64, "BLOCK_C": 32}),
 ]
 

@@ -168,7 +168,7 @@ def test_opcheck_of_ted_adapter(backend, layout):
     x, *_ = leaves.values()
     parts = list(Branches.of(ted_weights(leaves, layout), torch.float32))
     trained = [[tensor.clone().requires_grad_() for tensor in part] for part in parts]
-    options = (2, [2, 2], True, True, backend)
+    options = (2, [2, 2], True, False, True, backend)
     for keep in (True, False):
         args = (x.clone().requires_grad_(), *trained, *options, keep)
         torch.library.opcheck(torch.ops.m2clip.ted_adapter.default, args)

@@ -49,6 +49,23 @@ def test_odd_widths(dim, width, backend):
 
 
 @on_every_backend
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("width", [64, 384])
+def test_class_tokens_that_are_left_out(width, layout, backend):
+    require(backend)
+    work = ted(2, 8, (14, 14), 768, width, layout, patches_only=True)
+    for dtype in DTYPES:
+        leaves = work.placed(dtype)
+        for plan in plans(backend, leaves["x"], ted_weights(leaves, layout), 8, (14, 14)) or ["separate"]:
+            if backend == "triton" or plan == "separate":
+                with planned(backend, plan):
+                    assert_proven(work, backend, dtype)
+                    y, dx = work.results(leaves, backend)[:2]
+                    assert torch.equal(y[:, 0], leaves["x"][:, 0])
+                    assert torch.equal(dx[:, 0], work.slope(y)[:, 0])
+
+
+@on_every_backend
 @pytest.mark.parametrize("frames", [33, 64])
 def test_long_clips(frames, backend):
     assert_proven(ted(1, frames, (7, 7), 64, 48), backend, torch.bfloat16)

@@ -77,6 +77,13 @@ def test_cuda_is_as_exact_as_eager(layout: str, dtype: torch.dtype, emulated: No
         assert_as_exact(run(torch.float64, "reference"), run(dtype, "reference"), run(dtype, "native"))
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_class_tokens_that_are_left_out(layout: str, emulated: None) -> None:
+    for (frames, grid, sequential), dtype in zip(((3, (5, 9), False), (2, (4, 4), True)), DTYPES, strict=False):
+        run = case(frames, grid, layout, 2, width=24, sequential=sequential, patches_only=True)
+        assert_as_exact(run(torch.float64, "reference"), run(dtype, "reference"), run(dtype, "native"))
+
+
 def test_only_what_is_needed_is_computed(emulated: None) -> None:
     geometry, generator = Geometry(2, (3, 3), True), torch.Generator().manual_seed(0)
     branches = Branches.of(ted_weights(tensors(24, 16, "both", generator), "both"), torch.float32)

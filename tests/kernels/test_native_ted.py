@@ -65,6 +65,7 @@ def case(
     class_token: bool = True,
     sequential: bool = False,
     strided: bool = False,
+    patches_only: bool = False,
 ) -> Run:
     """A function of dtype and backend that returns the output and all gradients, on the same random numbers."""
     generator = torch.Generator().manual_seed(0)
@@ -76,8 +77,8 @@ def case(
         place = (lambda t: t.transpose(0, 2).contiguous().transpose(0, 2)) if strided else (lambda t: t)
         own_x = place(x.to(dtype)).requires_grad_()
         own = {name: leaf.to(dtype).requires_grad_() for name, leaf in leaves.items()}
-        options = {"grid": grid, "class_token": class_token, "sequential": sequential, "backend": backend}
-        y = kernels.ted_adapter(own_x, ted_weights(own, layout), frames, **options)
+        options = {"grid": grid, "class_token": class_token, "patches_only": patches_only, "sequential": sequential}
+        y = kernels.ted_adapter(own_x, ted_weights(own, layout), frames, **options, backend=backend)
         return [y.detach(), *torch.autograd.grad(y, [own_x, *own.values()], place(dy.to(dtype)))]
 
     return run
@@ -97,6 +98,34 @@ def test_native_is_as_exact_as_eager(frames, grid, layout):
     run = case(frames, grid, layout, clips, **options)
     for dtype in (torch.float32, torch.bfloat16):
         assert_proven(run, dtype)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("frames", "grid"), [(1, (1, 1)), (3, (5, 9)), (8, (7, 7)), (16, (14, 14))], ids=str)
+def test_class_tokens_that_are_left_out(frames, grid, layout):
+    turn = frames + LAYOUTS.index(layout)
+    clips = 3 if frames * grid[0] * grid[1] < 1000 else 1
+    run = case(frames, grid, layout, clips, sequential=turn % 2 == 0, strided=turn % 3 == 0, patches_only=True)
+    for dtype in (torch.float32, torch.bfloat16):
+        assert_proven(run, dtype)
+
+
+def test_class_tokens_that_are_left_out_pass_untouched_and_teach_nothing():
+    for layout, dtype in itertools.product(LAYOUTS, (torch.float32, torch.bfloat16)):
+        leaves = tensors(12, 8, layout, torch.Generator().manual_seed(0))
+        own = {name: leaf.to(dtype).requires_grad_() for name, leaf in leaves.items()}
+        x, dy = torch.randn(2, 6, 10, 12).to(dtype)
+        gradients = []
+        for class_token in (x[:, :1], x[:, :1] * 3):
+            tokens = torch.cat([class_token, x[:, 1:]], dim=1).requires_grad_()
+            weights = ted_weights(own, layout)
+            y = kernels.ted_adapter(tokens, weights, 3, patches_only=True, backend="native")
+            gradients.append(torch.autograd.grad(y, [tokens, *own.values()], dy))
+            assert torch.equal(y[:, 0], tokens[:, 0]) and torch.equal(gradients[-1][0][:, 0], dy[:, 0])
+        assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+        with torch.autocast("cpu", torch.bfloat16):
+            y = kernels.ted_adapter(x.float(), weights, 3, patches_only=True, backend="native")
+        assert y.dtype == torch.float32 and torch.equal(y[:, 0], x[:, 0].float())
 
 
 @pytest.mark.parametrize("name", INSTRUCTION_SETS)

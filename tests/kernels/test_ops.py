@@ -50,10 +50,11 @@ def assert_equal(ours: list[Tensor], theirs: list[Tensor]) -> None:
 
 
 @pytest.mark.parametrize("layout", ["both", "shared", "temporal", "difference"])
-def test_opcheck_of_ted_adapter(layout):
+@pytest.mark.parametrize("patches_only", [False, True])
+def test_opcheck_of_ted_adapter(layout, patches_only):
     branches = Branches.of(Adapters(**LAYOUTS[layout]).visual.weights(), torch.float32)
     x = torch.randn(4, 5, 12, requires_grad=True)
-    options = (2, [2, 2], True, True, "native")
+    options = (2, [2, 2], True, patches_only, True, "native")
     for keep in (True, False):
         torch.library.opcheck(torch.ops.m2clip.ted_adapter.default, (x, *branches, *options, keep))
     plain = [[tensor.detach() for tensor in part] for part in branches]

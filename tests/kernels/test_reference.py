@@ -79,6 +79,23 @@ def test_ted_adapter_follows_the_equations(frames, grid, class_token, layout):
         torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "layout", [(True, True, False), (True, True, True), (True, False, False), (False, True, False)], ids=str
+)
+def test_patches_only_leaves_class_tokens_untouched(layout):
+    torch.manual_seed(0)
+    w, x = weights(*layout), torch.randn(6, 7, DIM, dtype=torch.float64)
+    for sequential in (False, True):
+        y = kernels.ted_adapter(x, w, 3, grid=(2, 3), patches_only=True, sequential=sequential)
+        assert torch.equal(y[:, 0], x[:, 0])
+        expected = by_loops(x[:, 1:], w, 3, (2, 3), False, sequential)
+        torch.testing.assert_close(y[:, 1:], expected, rtol=1e-12, atol=1e-12)
+        alone = kernels.ted_adapter(
+            x[:, 1:], w, 3, grid=(2, 3), class_token=False, patches_only=True, sequential=sequential
+        )
+        assert torch.equal(y[:, 1:], alone)
+
+
 def test_difference_adds_nothing_to_class_tokens_and_only_biases_to_first_frames():
     torch.manual_seed(0)
     w = weights(temporal=False)
