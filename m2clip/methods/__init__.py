@@ -16,6 +16,8 @@ from .aim import PRESETS as AIM_PRESETS
 from .base import Output, VideoModel
 from .frozen import FrozenCLIP, FrozenOptions
 from .m2clip import M2CLIP, PRESETS, M2CLIPOptions
+from .ma_fsar import MAFSAR, MAFSAROptions
+from .ma_fsar import PRESETS as MA_FSAR_PRESETS
 from .msta import MSTA, MSTAOptions
 from .msta import PRESETS as MSTA_PRESETS
 from .st_adapter import PRESETS as ST_ADAPTER_PRESETS
@@ -36,6 +38,7 @@ METHODS = {
     "msta": Method(MSTA, MSTAOptions, MSTA_PRESETS, "paper"),
     "st_adapter": Method(STAdapterModel, STAdapterOptions, ST_ADAPTER_PRESETS, "12x384"),
     "aim": Method(AIM, AIMOptions, AIM_PRESETS, "k400"),
+    "ma_fsar": Method(MAFSAR, MAFSAROptions, MA_FSAR_PRESETS, "paper"),
     "clip": Method(FrozenCLIP, FrozenOptions, {"default": {}}, "default"),
 }
 
@@ -54,13 +57,14 @@ def create_model(
     """Build a video model on a CLIP.
 
     Args:
-        method: "m2clip", "msta", "st_adapter", "aim", or "clip" for frozen CLIP.
+        method: "m2clip", "msta", "st_adapter", "aim", "ma_fsar", or "clip" for frozen CLIP.
         clip: an open_clip CLIP with a ViT; its modules are shared with the model and frozen.
         class_names: names of the C classes, label i being the i-th name.
         num_frames: T, frames a clip.
         preset: named options of the method; for "m2clip" "official" (the authors' code, default) or "paper", for "msta"
             "paper" (default), "paper_fewshot" or "early", for "st_adapter" "12x384" (default) or "24x384", for "aim"
-            "k400" (default), "ssv2" or "paper".
+            "k400" (default), "ssv2" or "paper", for "ma_fsar" "paper" (default) or, without parts of it, "tpcm",
+            "adaptation" and "frozen".
         tokenizer: where the CLIP does not use the standard tokenizer.
         options: fields of the method's options, in place of the preset's.
 
