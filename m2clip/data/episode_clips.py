@@ -1,12 +1,15 @@
-"""The data set of training episodes: each item is a whole episode, a batch laid out as the models expect it."""
+"""Videos for episodes: whole episodes as training batches, and single test clips whose features episodes share."""
 
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
+import torch
+
 from m2clip.data.annotations import Annotations
-from m2clip.data.clips import ClipDataset, ClipSettings, collate
+from m2clip.data.clips import ClipDataset, ClipSettings, collate, load_views
 from m2clip.data.decode import VideoError
 from m2clip.data.episodes import EpisodeShape, class_videos, draw_episode
 from m2clip.errors import InputError
@@ -82,3 +85,40 @@ class EpisodeClips(ClipDataset):
             if len(clips) == self.shape.shots + self.shape.queries:
                 return clips
         return None
+
+
+class EpisodeVideos(ClipDataset):
+    """One test clip of each video of a list, for features that many episodes share.
+
+    Item `index` is {"video": float (T, 3, size, size), "label", "index", "error": None or str}; the video of an
+    unreadable file is zeros.
+
+    Args:
+        annotations: the videos.
+        settings: how the clip is cut and transformed; there is one clip and one crop of it, whatever they say.
+        random_frames: a random frame of each segment, as some published code takes, in place of its centre.
+        seed: of the random frames.
+    """
+
+    def __init__(
+        self, annotations: Annotations, settings: ClipSettings, random_frames: bool = False, seed: int = 0
+    ) -> None:
+        super().__init__(annotations, replace(settings, clips=1, crops=1), seed=seed)
+        self.random_frames = random_frames
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+        index = key[1] if isinstance(key, tuple) else key
+        settings, item, error = self.settings, self.annotations.items[index], None
+        try:
+            video = load_views(item, settings, random.Random(f"{self.seed}/{index}") if self.random_frames else None)[0]
+        except VideoError as problem:
+            video, error = torch.zeros(settings.num_frames, 3, settings.size, settings.size), str(problem)
+        return {"video": video, "label": item.label, "index": index, "error": error}
+
+    def describe_frames(self) -> str:
+        """How many frames a clip has and how they are chosen."""
+        settings = self.settings
+        stride = f", stride {settings.stride}" if settings.sampling == "dense" else ""
+        return f"{settings.num_frames} {settings.sampling}{stride}, " + (
+            f"at random (seed {self.seed})" if self.random_frames else "centred"
+        )
