@@ -1,0 +1,43 @@
+"""OTAM's benchmark: all variants compute the same, a wrong one is told and not timed, and a run writes what it says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import otam_speed
+
+CPU = torch.device("cpu")
+
+
+def test_every_variant_agrees() -> None:
+    ready, _, wrong = otam_speed.Problem(otam_speed.Case("small", 2, 3, 2, 5), CPU).variants(compiled=False)
+    assert list(ready) == [otam_speed.EAGER, otam_speed.OURS, otam_speed.PAIRS] and not wrong
+
+
+def test_a_wrong_variant_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = otam_speed.batched
+    monkeypatch.setattr(otam_speed, "batched", lambda query, support: right(query, support) * 1.01)
+    monkeypatch.setattr(otam_speed, "MOST_PAIRS", 3)
+    ready, not_run, wrong = otam_speed.Problem(otam_speed.TINY, CPU).variants(compiled=False)
+    assert list(ready) == [otam_speed.EAGER] and not_run[otam_speed.PAIRS] == "4 pairs take minutes"
+    assert wrong == ["tiny: m2clip is wrong: error 1.0e-02"]
+
+
+def test_a_run_writes_table_json_and_picture(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    arguments = ["--cases", "tiny", "--no-compile", "--rounds", "2", "--device", "cpu", "--out", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["otam_speed.py", *arguments])
+    monkeypatch.setattr(otam_speed, "TURN_SECONDS", 0.0)
+    monkeypatch.setattr(otam_speed, "SMALL_BYTES", 0)
+    otam_speed.main()
+    assert "tiny, forward+backward" in capsys.readouterr().out
+    (case,) = json.loads((tmp_path / "otam_speed.json").read_text())["cases"]
+    assert case["passes"]["forward"]["floor"]["gemms"] == 1
+    assert all(own["seconds"]["median"] > 0 for own in case["passes"]["forward"]["variants"].values())
+    assert case["peak_memory_bytes"].keys() == {otam_speed.EAGER, otam_speed.OURS}
+    assert (tmp_path / "otam_speed.png").stat().st_size > 10_000
