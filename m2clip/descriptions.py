@@ -1,4 +1,4 @@
-"""Sentences that describe classes: published files, one's own, and the bundled ones of the built-in data set.
+"""Sentences that describe classes: published files, one's own, and the bundled ones of the built-in data sets.
 
 A file is a JSON object with a list of sentences for each class, by the class's name or by its position in the label set
 ("0", "1", ..., as published files have it).
@@ -13,7 +13,7 @@ from pathlib import Path
 from m2clip.errors import InputError
 from m2clip.files import replacing
 
-BUNDLED = ("motion-spatial", "motion-temporal")
+BUNDLED = ("motion-spatial", "motion-temporal", "mocap-spatial", "mocap-temporal")
 _ASSETS = Path(__file__).parent / "assets"
 
 
