@@ -44,11 +44,13 @@ def otam(distances: Tensor, smoothing: float = 0.5) -> Tensor:
 
     An alignment pays the distance of every cell it visits. It takes every frame of the class in turn, each with the
     same frame of the query as the one before or with the next; a column of zeros on both sides lets it begin and end at
-    any frame of the query. Each of the two columns that touch the zeros has three terms in its soft minimum, the others
-    two. The result is the sum of both directions, query to class and class to query.
+    any frame of the query. In the first column, and in the zeros at the end, the soft minimum has three terms: there an
+    alignment may go on to the query's next frame and stay with the class's; elsewhere it has two. The result is the sum
+    of both directions, query to class and class to query.
 
     Args:
-        distances: (..., T, S), finite. smoothing: lambda, in units of the distances; 0 takes the hard minimum.
+        distances: (..., T, S), finite, also over the smoothing. smoothing: lambda, in units of the distances; 0 takes
+            the hard minimum.
 
     Returns:
         (...). Below the hard minimum, also below zero, by up to lambda times the logarithm of the number of alignments.
@@ -93,9 +95,8 @@ def _alignments(logs: Tensor, soft: bool) -> Tensor:
         ends = column + torch.cat([ends[:1], merge(ends[1:], ends[:-1])])
     if not soft:
         return ends.amax(0)
-    most = ends.amax(
-        0
-    ).detach()  # logsumexp's gradient needs the digits behind the point, which a large result has lost
+    # A large result has lost the digits behind the point, which logsumexp's gradient needs.
+    most = ends.amax(0).detach()
     ways = torch.cat([ends, ends[:-1]])  # two lead out of every row but the last
     return most + torch.logsumexp(ways - most, 0)
 
