@@ -73,7 +73,7 @@ def _with_four_warps(config: ProjectionConfig) -> ProjectionConfig:
     return config if config.warps <= 4 else config._replace(rows=config.rows // 2, warps=4)
 
 
-class _Rows(NamedTuple):
+class Rows(NamedTuple):
     """Where a clip's frames are among the rows of tokens; see msta_kernels.py."""
 
     clips: int
@@ -84,7 +84,7 @@ class _Rows(NamedTuple):
     lead: int
 
     @classmethod
-    def of(cls, x: Tensor, time: TimeLayout) -> _Rows:
+    def of(cls, x: Tensor, time: TimeLayout) -> Rows:
         sequences, tokens, _ = x.shape
         frames = time.num_frames
         if time.joint:
@@ -108,16 +108,16 @@ def forward(
         hidden = x.new_empty((*x.shape[:2], weights.down_weight.shape[0]) if keep else 0)
         return torch.empty_like(base), hidden, torch.empty_like(hidden)
     weights = _contiguous(weights)
-    first = _projected(x, weights.down_weight, weights.down_bias)
-    second = _projected(first, weights.shared_weight, weights.shared_bias)
+    first = projected(x, weights.down_weight, weights.down_bias)
+    second = projected(first, weights.shared_weight, weights.shared_bias)
     bias = weights.up_bias, None
     if time is None:
         y = project(second, weights.up_weight.t(), base, bias, False, scale)
     elif weights.after_up:
         u = project(second, weights.up_weight.t(), None, bias, False)
-        y = _convolved(u, base, weights, _Rows.of(x, time), scale)
+        y = convolved(u, base, weights, Rows.of(x, time), scale)
     else:
-        y = _up_beside_convolution(second, base, weights, _Rows.of(x, time), scale)
+        y = up_beside_convolution(second, base, weights, Rows.of(x, time), scale)
     return (y, first, second) if keep else (y, x.new_empty(0), x.new_empty(0))
 
 
@@ -146,9 +146,9 @@ def backward(
         u = second  # is not read where there are no sums
         if need_w:
             u = project(second, weights.up_weight.t(), None, (weights.up_bias, None), False)
-        from_above, sums = _transposed_convolution(dy, u, weights, _Rows.of(x, time), torch.empty_like(dy), need_w)
+        from_above, sums = transposed_convolution(dy, u, weights, Rows.of(x, time), torch.empty_like(dy), need_w)
     else:
-        from_above, sums = dy, _transposed_convolution(dy, second, weights, _Rows.of(x, time), slope, need_w)[1]
+        from_above, sums = dy, transposed_convolution(dy, second, weights, Rows.of(x, time), slope, need_w)[1]
     beside = time is not None and not weights.after_up
     second_bias = _through_relu(from_above, weights.up_weight, second, slope, scale, beside, need_w)
     hidden_slope = torch.empty_like(first)
@@ -167,11 +167,11 @@ def backward(
     return dx, [in_layout_of(tensor, gradient) for tensor, gradient in zip(tensors, gradients, strict=True)]
 
 
-def _projected(a: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """ReLU(a Wᵀ + b)."""
+def projected(a: Tensor, weight: Tensor, bias: Tensor, config: ProjectionConfig | None = None) -> Tensor:
+    """ReLU(a Wᵀ + b) of contiguous tensors."""
     width, depth = weight.shape
     out = a.new_empty(*a.shape[:-1], width)
-    rows, config = out.numel() // width, config_of(width, depth, a)
+    rows, config = out.numel() // width, config or config_of(width, depth, a)
     hidden_kernel[triton.cdiv(rows, config.rows) * triton.cdiv(width, config.columns),](
         a,
         weight,
@@ -188,10 +188,17 @@ def _projected(a: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return out
 
 
-def _up_beside_convolution(h: Tensor, base: Tensor, weights: MSTAWeights, rows: _Rows, scale: float) -> Tensor:
+def up_beside_convolution(
+    h: Tensor,
+    base: Tensor,
+    weights: MSTAWeights,
+    rows: Rows,
+    scale: float,
+    config: ProjectionConfig | None = None,
+) -> Tensor:
+    """base + scale * (h Vᵀ + a + conv(h)) of contiguous tensors."""
     dim, width = weights.up_weight.shape
-    question = dim, width, h.dtype, architecture(h.device)
-    y, config = torch.empty_like(base), tuned("up", up_config(*question), h.device, *question)
+    y, config = torch.empty_like(base), config or up_config_of(dim, width, h)
     number = y.numel() // dim
     up_kernel[triton.cdiv(number, config.rows) * triton.cdiv(dim, config.columns),](
         h,
@@ -215,9 +222,11 @@ def _up_beside_convolution(h: Tensor, base: Tensor, weights: MSTAWeights, rows: 
     return y
 
 
-def _convolved(u: Tensor, base: Tensor, weights: MSTAWeights, rows: _Rows, scale: float) -> Tensor:
-    """base + scale * (u + conv(u))."""
-    y, dim, config = torch.empty_like(base), u.shape[-1], _time_config_of(1, u)
+def convolved(
+    u: Tensor, base: Tensor, weights: MSTAWeights, rows: Rows, scale: float, config: TimeConfig | None = None
+) -> Tensor:
+    """base + scale * (u + conv(u)) of contiguous tensors."""
+    y, dim, config = torch.empty_like(base), u.shape[-1], config or time_config_of(1, u)
     time_kernel[rows.tasks(config), triton.cdiv(dim, config.channels)](
         u,
         weights.conv_weight,
@@ -235,12 +244,18 @@ def _convolved(u: Tensor, base: Tensor, weights: MSTAWeights, rows: _Rows, scale
     return y
 
 
-def _transposed_convolution(
-    dy: Tensor, h: Tensor, weights: MSTAWeights, rows: _Rows, slope: Tensor, need_sums: bool
+def transposed_convolution(
+    dy: Tensor,
+    h: Tensor,
+    weights: MSTAWeights,
+    rows: Rows,
+    slope: Tensor,
+    need_sums: bool,
+    config: TimeConfig | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """What comes back through the convolution, written to `slope`, and the sums over tokens, (5, D) fp32."""
     dim, channels = dy.shape[-1], slope.shape[-1]
-    config = _time_config_of(dim // channels, dy)
+    config = config or time_config_of(dim // channels, dy)
     programs = min(rows.tasks(config), MOST_SUMS)
     sums = torch.empty(programs if need_sums else 0, 5, dim, dtype=torch.float32, device=dy.device)
     time_backward_kernel[programs, triton.cdiv(channels, config.channels)](
@@ -288,10 +303,16 @@ def _through_relu(
     return sums.sum(dim=0)
 
 
-def _time_config_of(spread: int, x: Tensor) -> TimeConfig:
+def up_config_of(columns: int, depth: int, h: Tensor) -> ProjectionConfig:
+    """What was measured for this up-projection on the device of h, or else the static rule's choice."""
+    question = columns, depth, h.dtype, architecture(h.device)
+    return tuned("msta_up", up_config(*question), h.device, *question)
+
+
+def time_config_of(spread: int, x: Tensor) -> TimeConfig:
     """What was measured for this spread on the device of x, or else the static rule's choice."""
     question = spread, x.dtype, architecture(x.device)
-    return tuned("time", time_config(*question), x.device, *question)
+    return tuned("msta_time", time_config(*question), x.device, *question)
 
 
 def _contiguous(weights: MSTAWeights) -> MSTAWeights:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ..operands import Branches, Geometry
 from ..tuner import Problem, Tunable
-from . import bottleneck, gelu, losses, mixer, one_pass, projection, ted
+from ..weights import MSTAWeights, TimeLayout
+from . import bottleneck, gelu, losses, mixer, msta, one_pass, projection, ted
 from .device import architecture
 
 FEATURES, SCALE = 512, 100.0  # of the losses
@@ -25,6 +26,7 @@ def tunables(problem: Problem, device: torch.device) -> Iterator[Tunable]:
     """Every kernel that the operations of a problem launch; plans come last, timed with the tiles found before."""
     random = partial(torch.randn, device=device, dtype=problem.dtype)
     yield from _adapter(problem, device, random)
+    yield from _msta(problem, device, random)
     yield from _others(problem, device, random)
 
 
@@ -61,6 +63,39 @@ def _adapter(problem: Problem, device: torch.device, random: Callable[..., Tenso
     rule, *others = (ted.Plan(name) for name in ted.plans(branches, geometry, dtype))
     asked = ted.plan_question(branches, dtype, capability)
     yield Tunable("ted_adapter_plan", asked, rule, others, lambda plan: ted.forward(*inputs, False, plan.name))
+
+
+def _msta(problem: Problem, device: torch.device, random: Callable[..., Tensor]) -> Iterator[Tunable]:
+    """Of msta_adapter on frames that are sequences of their own, with its convolution beside and after the
+    up-projection."""
+    dim, width, dtype, capability = problem.dim, problem.width, problem.dtype, architecture(device)
+    frames = problem.clips * problem.frames
+    x, base, slope = (random(frames, problem.tokens, dim) for _ in range(3))
+    h = random(frames, problem.tokens, width)
+    down, shared, up = random(width, dim) * dim**-0.5, random(width, width) * width**-0.5, random(dim, width)
+    bias, conv = random(width), (random(dim, 1, 3), random(dim))
+    weights = MSTAWeights(down, bias, shared, bias, up * width**-0.5, random(dim), *conv)
+    after_up, rows = weights._replace(after_up=True), msta.Rows.of(x, TimeLayout(problem.frames))
+    for a, weight in ((x, down), (h, shared)):
+        run: Callable[[Any], object] = partial(msta.projected, a, weight, bias)
+        question = (*weight.shape, dtype, capability)
+        yield _tunable("projection", projection.projection_candidates, question, run)
+    if dim % width == 0:
+        run = partial(msta.up_beside_convolution, h, base, weights, rows, 1.0)
+        yield _tunable("msta_up", msta.up_candidates, (dim, width, dtype, capability), run)
+    if dim % width == 0 and dim > width:
+        run = partial(msta.transposed_convolution, slope, h, weights, rows, torch.empty_like(h), True)
+        yield _tunable("msta_time", msta.time_candidates, (dim // width, dtype, capability), run)
+    run = partial(_convolve_after_up, x, base, slope, after_up, rows)
+    yield _tunable("msta_time", msta.time_candidates, (1, dtype, capability), run)
+
+
+def _convolve_after_up(
+    u: Tensor, base: Tensor, dy: Tensor, weights: MSTAWeights, rows: msta.Rows, config: msta.TimeConfig
+) -> None:
+    """Forward and backward, which share their tile."""
+    msta.convolved(u, base, weights, rows, 1.0, config)
+    msta.transposed_convolution(dy, u, weights, rows, torch.empty_like(dy), True, config)
 
 
 def _others(problem: Problem, device: torch.device, random: Callable[..., Tensor]) -> Iterator[Tunable]:

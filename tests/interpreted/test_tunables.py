@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from m2clip.kernels import tuner, tuning
+from benchmarks.workloads import msta
+from m2clip.kernels import TimeLayout, tuner, tuning
 from m2clip.kernels.operands import Geometry
 from m2clip.kernels.triton import mixer, ted
+from m2clip.kernels.triton import msta as triton_msta
 from m2clip.kernels.triton.tunables import tunables
 from m2clip.kernels.tuner import Problem
 from m2clip.kernels.tuning import Tuned
@@ -36,7 +38,7 @@ def test_everything_that_is_timed_runs_with_all_its_candidates(monkeypatch):
         seen.add(tunable.kernel)
     assert seen == {
         *("mixer", "projection", "one_pass_narrow", "one_pass_wide", "ted_adapter_plan", "bottleneck", "bias_gelu"),
-        *("loss", "loss_gradient"),
+        *("msta_up", "msta_time", "loss", "loss_gradient"),
     }
 
 
@@ -65,3 +67,18 @@ def test_a_kept_tile_is_taken():
     kernel = mixer.Mixer([empty, empty[:, 0, 0]], [], False, Geometry(2, (2, 2), True))
     assert kernel._config(h, backward=False) == other
     assert kernel._config(h, backward=True) == mixer.mixer_config(16, 4, True)
+
+
+def test_kept_tiles_of_msta_are_taken():
+    problem, width, dtype = msta((4, 5, 32), 16, TimeLayout(2)), 16, torch.float32
+    leaves = problem.placed(dtype)
+    before = problem.results(leaves, "triton")
+    asked = [tunable for tunable in tunables(PROBLEM, CPU) if tunable.kernel.startswith("msta")]
+    tuning.save("cpu", Tuned(configs={tuning.key(each.kernel, *each.arguments): each.candidates[0] for each in asked}))
+    kept = {(each.kernel, each.arguments[0]): each.candidates[0] for each in asked}
+    assert triton_msta.up_config_of(32, width, leaves["x"]) == kept["msta_up", 32]
+    for spread in (1, 2):
+        assert triton_msta.time_config_of(spread, leaves["x"]) == kept["msta_time", spread]
+    assert not any(each.candidates[0] == each.rule for each in asked)
+    for ours, same in zip(problem.results(leaves, "triton"), before, strict=True):
+        torch.testing.assert_close(ours, same, rtol=1e-5, atol=1e-4)
