@@ -23,9 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from benchmarks.measure import Budget, write_results
-from benchmarks.workloads import DEVICE, Workload, bottleneck, gelu, in_double, loss, ted
+from benchmarks.workloads import DEVICE, Workload, bottleneck, gelu, in_double, loss, msta, ted
 from m2clip import kernels
 from m2clip.commands.output import console, print_line, table
+from m2clip.kernels import TimeLayout
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DTYPES = ("float32", "float16", "bfloat16")
@@ -39,6 +40,10 @@ def small_workloads() -> Iterator[Workload]:
     for activation in ("gelu", "quick_gelu", "relu", "none"):
         yield bottleneck((60, 48), 32, activation)
     yield bottleneck((40, 64), 200)
+    yield msta((12, 7, 48), 16, None)
+    for after_up in (False, True):
+        yield msta((6, 10, 48), 16, TimeLayout(3), after_up)
+        yield msta((2, 31, 48), 16, TimeLayout(3, joint=True), after_up)
     yield from (gelu((40, 96), activation) for activation in ("quick_gelu", "gelu"))
     yield loss("cosine_cross_entropy", 16, 40, 64)
     yield loss("soft_target_kl", 24, 24, 64)
@@ -51,6 +56,11 @@ def clip_workloads() -> Iterator[Workload]:
     yield from (bottleneck((400 * 13, 512), 384, activation) for activation in ("gelu", "quick_gelu"))
     yield from (bottleneck((4 * 197, 768), width) for width in (384, 64))
     yield from (gelu((4 * 197, 3072), activation) for activation in ("quick_gelu", "gelu"))
+    yield msta((100, 20, 512), 256, None)
+    for after_up in (False, True):
+        yield msta((8, 197, 768), 256, TimeLayout(8), after_up)
+        yield msta((1, 1 + 8 * 196, 768), 256, TimeLayout(8, joint=True), after_up)
+    yield msta((8, 197, 768), 128, TimeLayout(8))
     for layout in LAYOUTS:
         yield ted(1, 8, (14, 14), 768, 384, layout)
     yield ted(1, 8, (14, 14), 768, 64)
