@@ -29,12 +29,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from torch import Tensor
 
+from benchmarks import msta_speed
 from benchmarks.adapter_speed import GPU_CASES
 from benchmarks.adapter_table import digits
 from benchmarks.adapter_variants import PASSES, Case, Problem, authors_variant, ted_weights
 from benchmarks.traffic import Launch, count, for_clips
-from benchmarks.workloads import Workload, bottleneck, gelu, loss
+from benchmarks.workloads import Workload, bottleneck, gelu, loss, msta
 from m2clip.commands.output import console, print_line, table
+from m2clip.kernels import MSTAWeights
 from m2clip.kernels.implementations import implementation
 from m2clip.kernels.operands import Branches, Geometry
 
@@ -93,8 +95,15 @@ def ted_shape(case: Case) -> Shape:
     return Shape("ted_adapter", case.name, case.clips, floor, variants, launches)
 
 
-def work_shape(name: str, make: Callable[[int], Workload], units: int, products: int, run: Any) -> Shape:
-    """A shape of another operation; products: FLOPs of a forward pass, a third of those with backward."""
+def work_shape(
+    name: str, make: Callable[[int], Workload], units: int, products: int, run: Any, added: int = 0
+) -> Shape:
+    """A shape of another operation.
+
+    products: FLOPs of a forward pass, a third of those with backward.
+    added: leaves after the first that grow with the units as well; they are added to the output as they are, so that
+        their gradient is the output's.
+    """
 
     def launches(variant: str, which: str, number: int) -> list[Launch]:
         work = make(number)
@@ -110,8 +119,9 @@ def work_shape(name: str, make: Callable[[int], Workload], units: int, products:
     leaves = work.placed(DTYPE, CPU)
     first, *rest = (leaf.nbytes for leaf in leaves.values())
     out = work.call(leaves, "reference").nbytes
-    forward = first * units + sum(rest) + out * (units if out > 4 else 1)
-    both = (2 * first + 2 * out * (out > 4)) * units + 2 * sum(rest) + first * units
+    other, weights = sum(rest[:added]), sum(rest[added:])
+    forward = (first + other) * units + weights + out * (units if out > 4 else 1)
+    both = (3 * first + other + 2 * out * (out > 4)) * units + 2 * weights
     floor = {PASSES[0]: (forward, products), PASSES[1]: (both, 3 * products)}
     return Shape(work.op, name, units, floor, [EAGER, TRITON], launches)
 
@@ -121,6 +131,31 @@ def run_bottleneck(module: Any, leaves: dict[str, Tensor], slope: Tensor, backwa
     h = module.forward(x, weights, "gelu", 1.0, True, backward)[1]
     if backward:
         module.backward(slope, x, h, weights, "gelu", 1.0, True, True, True)
+
+
+def run_msta(case: msta_speed.Case, module: Any, leaves: dict[str, Tensor], slope: Tensor, backward: bool) -> None:
+    x, base, *tensors = leaves.values()
+    weights = MSTAWeights(*tensors, after_up=case.after_up)
+    _, first, second = module.forward(x, base, weights, case.time, 1.0, backward)
+    most = module.MOST_SUMS
+    module.MOST_SUMS = max(most * len(x) // case.sequences, 1)  # these clips' share of the programs that sum
+    try:
+        if backward:
+            module.backward(slope, x, first, second, weights, case.time, 1.0, True, True)
+    finally:
+        module.MOST_SUMS = most
+
+
+def msta_shape(case: msta_speed.Case) -> Shape:
+    """Units are clips, of text a quarter of the sequences."""
+    units = 4 if case.time is None else case.sequences // (1 if case.joint else case.frames)
+    sequences = case.sequences // units
+    products = 2 * case.sequences * case.tokens * case.width * (2 * case.dim + case.width)
+
+    def make(number: int) -> Workload:
+        return msta((number * sequences, case.tokens, case.dim), case.width, case.time, case.after_up)
+
+    return work_shape(f"msta-{case.name}", make, units, products, partial(run_msta, case), added=1)
 
 
 def run_gelu(module: Any, leaves: dict[str, Tensor], slope: Tensor, backward: bool) -> None:
@@ -161,6 +196,7 @@ def shapes() -> dict[str, Shape]:
         rows("vision-r64", "bottleneck", 197, 256, 768, 64),
         rows("mlp", "gelu", 197, 256, 3072, 0),
     ]
+    made += [msta_shape(case) for case in msta_speed.GPU_CASES if case.dtype == "bfloat16"]
     losses = (
         ("k400", "cosine_cross_entropy", 400, run_cross_entropy),
         ("pairs", "soft_target_kl", 64, run_soft_target),

@@ -24,7 +24,7 @@ from m2clip.commands.output import console, print_line, table
 
 FORWARD, BOTH = "forward", "forward+backward"
 MAIN, NARROW = "b16-r384", "b16-r64"
-FILES = ("adapter_speed", "mixer_speed", "bottleneck_speed", "loss_speed", "train_speed")
+FILES = ("adapter_speed", "mixer_speed", "bottleneck_speed", "msta_speed", "loss_speed", "train_speed")
 AUTHORS, COMPILED, EAGER = "authors", "torch.compile", "eager reference"
 HEADER = ("", "goal", "measured", "")
 
@@ -107,13 +107,13 @@ def share(benchmark: str, case: str, which: str, kind: str) -> Callable[[Found],
     return value
 
 
-def memory(case: str) -> Callable[[Found], float | None]:
-    """Of the variant that is fastest, as a share of the authors' code."""
+def memory(benchmark: str, case: str, other: str) -> Callable[[Found], float | None]:
+    """Of the variant that is fastest, as a share of another one's."""
 
     def value(found: Found) -> float | None:
-        peaks = found.case("adapter_speed", case).get("peak_memory_bytes", {})
-        ours = peaks.get(found.fastest("adapter_speed", case, BOTH)[0])
-        return ours / peaks["authors eager"] if ours and "authors eager" in peaks else None
+        peaks = found.case(benchmark, case).get("peak_memory_bytes", {})
+        ours = peaks.get(found.fastest(benchmark, case, BOTH)[0])
+        return ours / peaks[other] if ours and other in peaks else None
 
     return value
 
@@ -138,6 +138,7 @@ def of_fastest_loss(key: str) -> Callable[[Found], float | None]:
 
 
 ADAPTER, TRAINING = "ted_adapter B/16, T=8, R=384", "training step, B/16, 8 frames, K400"
+MSTA = "msta_adapter B/16, T=8, d=256"
 GPU_GOALS = (
     Goal(f"{ADAPTER}, forward, over the authors' code", 3.0, speedup("adapter_speed", MAIN, FORWARD, AUTHORS)),
     Goal(f"{ADAPTER}, forward, over torch.compile", 1.6, speedup("adapter_speed", MAIN, FORWARD, COMPILED)),
@@ -145,10 +146,17 @@ GPU_GOALS = (
     Goal(f"{ADAPTER}, with backward, over the authors' code", 3.0, speedup("adapter_speed", MAIN, BOTH, AUTHORS)),
     Goal(f"{ADAPTER}, with backward, over torch.compile", 1.5, speedup("adapter_speed", MAIN, BOTH, COMPILED)),
     Goal(f"{ADAPTER}, with backward, of the floor", 0.65, share("adapter_speed", MAIN, BOTH, "least_fraction"), "%"),
-    Goal(f"{ADAPTER}, memory of the authors'", 0.50, memory(MAIN), "%", at_most=True),
+    Goal(f"{ADAPTER}, memory of the authors'", 0.50, memory("adapter_speed", MAIN, "authors eager"), "%", at_most=True),
     Goal("ted_adapter R=64, forward, of the copy", 0.70, share("adapter_speed", NARROW, FORWARD, "copy_fraction"), "%"),
     Goal("mixer, forward, of the copy", 0.80, share("mixer_speed", MAIN, "forward", "copy_fraction"), "%"),
     Goal("mixer, backward, of the copy", 0.70, share("mixer_speed", MAIN, "backward", "copy_fraction"), "%"),
+    Goal(f"{MSTA}, forward, over nn.Conv3d on permuted tokens", 3.0, speedup("msta_speed", "clip", FORWARD, EAGER)),
+    Goal(f"{MSTA}, forward, over torch.compile", 1.6, speedup("msta_speed", "clip", FORWARD, COMPILED)),
+    Goal(f"{MSTA}, forward, of the floor", 0.70, share("msta_speed", "clip", FORWARD, "floor_fraction"), "%"),
+    Goal(f"{MSTA}, with backward, over nn.Conv3d", 3.0, speedup("msta_speed", "clip", BOTH, EAGER)),
+    Goal(f"{MSTA}, with backward, over torch.compile", 1.5, speedup("msta_speed", "clip", BOTH, COMPILED)),
+    Goal(f"{MSTA}, with backward, of the floor", 0.65, share("msta_speed", "clip", BOTH, "floor_fraction"), "%"),
+    Goal(f"{MSTA}, memory of nn.Conv3d's", 0.50, memory("msta_speed", "clip", EAGER), "%", at_most=True),
     Goal("cosine_cross_entropy 64x400, with backward", 4.0, speedup("loss_speed", "k400", BOTH, EAGER)),
     Goal("cosine_cross_entropy, forward", 1, of_fastest_loss("launches"), "launches", at_most=True),
     Goal("cosine_cross_entropy, forward", 0, of_fastest_loss("waits"), "waits for the GPU", at_most=True),
@@ -172,6 +180,12 @@ CPU_GOALS = (
     Goal(f"{ADAPTER}, with backward, over torch.compile", 1.15, speedup("adapter_speed", MAIN, BOTH, COMPILED)),
     Goal("ted_adapter R=64, forward, over the authors' code", 2.5, speedup("adapter_speed", NARROW, FORWARD, AUTHORS)),
     Goal("ted_adapter R=64, with backward, over the authors'", 2.5, speedup("adapter_speed", NARROW, BOTH, AUTHORS)),
+    Goal(f"{MSTA}, forward, of the floor", 0.90, share("msta_speed", "clip", FORWARD, "floor_fraction"), "%"),
+    Goal(f"{MSTA}, with backward, of the floor", 0.90, share("msta_speed", "clip", BOTH, "floor_fraction"), "%"),
+    Goal(f"{MSTA}, forward, over nn.Conv3d on permuted tokens", 1.4, speedup("msta_speed", "clip", FORWARD, EAGER)),
+    Goal(f"{MSTA}, with backward, over nn.Conv3d", 1.6, speedup("msta_speed", "clip", BOTH, EAGER)),
+    Goal(f"{MSTA}, forward, over torch.compile", 1.15, speedup("msta_speed", "clip", FORWARD, COMPILED)),
+    Goal(f"{MSTA}, with backward, over torch.compile", 1.15, speedup("msta_speed", "clip", BOTH, COMPILED)),
 )
 
 

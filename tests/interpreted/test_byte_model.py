@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from benchmarks import byte_model, traffic
+from benchmarks.workloads import msta
+from m2clip.kernels import MSTAWeights, TimeLayout
 from m2clip.kernels.implementations import implementation
 from m2clip.kernels.operands import Geometry
 from m2clip.kernels.triton.mixer import Mixer
@@ -29,6 +31,25 @@ def test_the_mixer_reads_and_writes_its_rows_once_and_neighbours_again():
     least = h.nbytes - 6 * 32 * 2  # the difference branch reads no class token
     assert least <= kernel.read <= h.nbytes + 8192
     assert kernel.requested > 1.5 * h.nbytes
+
+
+def test_the_convolution_over_frames_costs_no_launch_and_no_row_read_twice():
+    work = msta((6, 10, 48), 16, TimeLayout(3))
+    leaves = {name: leaf.half() for name, leaf in work.leaves.items()}
+    x, base, *weights = leaves.values()
+    run = implementation("msta_adapter", "triton")
+    slope, packed = torch.randn_like(x), MSTAWeights(*weights)
+    launches = traffic.count(lambda: run.forward(x, base, packed, TimeLayout(3), 1.0, False))
+    assert [launch.name for launch in launches] == ["hidden_kernel", "hidden_kernel", "up_kernel"]
+    hidden, up = 6 * 10 * 16 * 2, sum(tensor.nbytes for tensor in weights[4:])
+    assert (launches[2].read, launches[2].written) == (hidden + up + base.nbytes, base.nbytes)
+    assert launches[2].requested > launches[2].read + hidden
+    assert launches[2].flops >= 2 * 60 * 48 * 16
+    _, first, second = run.forward(x, base, packed, TimeLayout(3), 1.0, True)
+    launches = traffic.count(lambda: run.backward(slope, x, first, second, packed, TimeLayout(3), 1.0, True, True))
+    (convolution,) = (launch for launch in launches if launch.name == "time_backward_kernel")
+    assert convolution.read == slope.nbytes + hidden + weights[6].nbytes
+    assert convolution.written >= hidden
 
 
 def test_products_of_pytorch_are_counted_by_their_tensors():
@@ -75,7 +96,7 @@ def test_the_longer_of_bytes_and_products_counts():
     assert byte_model.seconds(launch, 4.0, 500.0) == (pytest.approx(2e-3), "compute")
 
 
-@pytest.mark.parametrize("name", ["tiny", "k400"])
+@pytest.mark.parametrize("name", ["tiny", "k400", "msta-tiny"])
 def test_every_variant_moves_at_least_what_must_be_moved(name):
     shape = byte_model.shapes()[name]
     for which, (least, _) in shape.floor.items():
