@@ -4,10 +4,10 @@
     TRITON_INTERPRET=1 python benchmarks/errors.py --backends triton --small --dtypes float32 float16
 
 Inputs are rounded to the dtype first, so that only the computation counts. An error is a tensor's largest difference as
-a share of its largest true value; the table holds the worst over shapes and tensors. msta_adapter's gradients are far
-off in half precision whoever computes them, where a hidden value is rounded across the kink of a ReLU. A backend may be off twice as much
-as PyTorch in an output and three times in a gradient (tests/kernels/proof.py). Writes errors.json, and with Triton's
-interpreter errors_interpreted.json.
+a share of its largest true value; the table holds the worst over shapes and tensors. A backend may be off twice as much
+as PyTorch in an output and three times in a gradient (tests/kernels/proof.py). msta_adapter's gradients are far off in
+half precision whoever computes them, where a hidden value is rounded across the kink of a ReLU. Writes errors.json, and
+with Triton's interpreter errors_interpreted.json.
 """
 
 from __future__ import annotations

@@ -58,6 +58,26 @@ def test_the_fastest_backend_counts_and_never_the_reference(found: goals.Found) 
     assert rows["mixer, forward, of the copy"] == ("≥ 80 %", "not measured yet", "")
 
 
+def test_msta_is_held_against_a_convolution_of_permuted_tokens(tmp_path: Path) -> None:
+    ours = {"floor_fraction": {"median": 0.8}, "speedup_over": {"eager reference": {"median": 2.5}}}
+    variants = {
+        "eager reference": numbers(2.5),
+        "m2clip reference": numbers(0.5),
+        "m2clip triton": numbers(1.0, **ours),
+    }
+    peaks = {"eager reference": 100, "m2clip reference": 1, "m2clip triton": 40}
+    passes = {which: {"variants": variants} for which in ("forward", "forward+backward")}
+    content = {"device": "Some GPU", "cases": [{"name": "clip", "passes": passes, "peak_memory_bytes": peaks}]}
+    (tmp_path / "msta_speed.json").write_text(json.dumps(content))
+    found = goals.Found.read(tmp_path)
+    rows = {row[0]: row[1:] for row in (goal.row(found) for goal in goals.GPU_GOALS)}
+    start = "msta_adapter B/16, T=8, d=256, "
+    assert rows[start + "forward, over nn.Conv3d on permuted tokens"] == ("≥ 3.00x", "2.50x", "missed")
+    assert rows[start + "forward, over torch.compile"] == ("≥ 1.60x", "not measured yet", "")
+    assert rows[start + "with backward, of the floor"] == ("≥ 65 %", "80 %", "met")
+    assert rows[start + "memory of nn.Conv3d's"] == ("≤ 50 %", "40 %", "met")
+
+
 def test_lost_shapes_are_listed(found: goals.Found) -> None:
     assert list(goals.lost(found)) == [
         "adapter_speed b16-r384, forward+backward: m2clip triton takes 10.00 times as long as m2clip reference"
