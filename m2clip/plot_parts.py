@@ -154,3 +154,39 @@ def draw_comparison(axes: Any, results: Mapping[str, Mapping[str, float]], chanc
         columnspacing=1.2,
         borderaxespad=0.2,
     )
+
+
+def draw_few_shot(
+    axes: Any,
+    results: Mapping[str, Mapping[int, tuple[float, float | None]]],
+    untrained: Mapping[str, float] | None,
+    chance: float | None,
+    shades: Mapping[str, str] | None = None,
+) -> None:
+    """Accuracy against the number of training videos a class; what needs no training dashed, chance dotted."""
+    shots = sorted({k for curve in results.values() for k in curve})
+    shades = shades or dict(zip(results, model_shades(len(results)), strict=True))
+    for name, accuracy in (untrained or {}).items():
+        axes.axhline(accuracy, color=shades.get(name, QUIET), linewidth=1.6, linestyle="--", label=name)
+    if chance is not None:
+        axes.axhline(chance, color=INK, linewidth=1, linestyle=":", label="chance")
+    for name, curve in results.items():
+        ks = sorted(curve)
+        axes.errorbar(
+            [shots.index(k) for k in ks],
+            [curve[k][0] for k in ks],
+            yerr=[curve[k][1] or 0.0 for k in ks],
+            color=shades[name],
+            linewidth=1.8,
+            marker="o",
+            markersize=4,
+            capsize=3,
+            label=name,
+        )
+    axes.set_xticks(range(len(shots)), [str(k) for k in shots])
+    axes.set_ylim(0, 1.02)
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 1], labels=["0", "25", "50", "75", "100 %"])
+    axes.set_xlabel("training videos a class")
+    axes.grid(axis="y", color="#eceff2")
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0)

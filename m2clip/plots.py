@@ -20,6 +20,7 @@ from m2clip.plot_parts import (
     draw_answers,
     draw_bars,
     draw_comparison,
+    draw_few_shot,
     draw_frames,
     figure,
     model_shades,
@@ -175,34 +176,34 @@ def few_shot_curves(
         title: above the picture.
         chance: accuracy of guessing, drawn as a dotted line.
     """
-    shots = sorted({k for curve in results.values() for k in curve})
     with figure(5.4, 3.6) as drawn:
         axes = drawn.add_subplot()
-        for name, accuracy in (untrained or {}).items():
-            axes.axhline(accuracy, color=QUIET, linewidth=1.6, linestyle="--", label=name)
-        if chance is not None:
-            axes.axhline(chance, color=INK, linewidth=1, linestyle=":", label="chance")
-        for (name, curve), shade in zip(results.items(), model_shades(len(results)), strict=True):
-            ks = sorted(curve)
-            means = [curve[k][0] for k in ks]
-            axes.errorbar(
-                *([shots.index(k) for k in ks], means),
-                yerr=[curve[k][1] or 0.0 for k in ks],
-                color=shade,
-                linewidth=1.8,
-                marker="o",
-                markersize=4,
-                capsize=3,
-                label=name,
-            )
-        axes.set_xticks(range(len(shots)), [str(k) for k in shots])
-        axes.set_ylim(0, 1.02)
-        axes.set_yticks([0, 0.25, 0.5, 0.75, 1], labels=["0", "25", "50", "75", "100 %"])
-        axes.set(xlabel="training videos a class", title=title)
-        axes.grid(axis="y", color="#eceff2")
-        axes.set_axisbelow(True)
-        axes.tick_params(length=0)
+        draw_few_shot(axes, results, untrained, chance)
+        axes.set_title(title)
         axes.legend(fontsize=8.5, handlelength=1.6, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        return save(drawn, path)
+
+
+def comparison_overview(sets: Mapping[str, Mapping[str, Any]], path: str | os.PathLike[str]) -> Path:
+    """Draw base-to-novel and few-shot results of several data sets, a row each, with one legend.
+
+    Args:
+        sets: title -> {"bars": as `comparison_bars`' results, "chance": {"base": accuracy of guessing, ...}, "curves":
+            as `few_shot_curves`' results, "untrained": as there}. All sets show the same methods.
+        path: PNG to write.
+    """
+    with figure(10.5, 3.1 * len(sets) + 0.3) as drawn:
+        panels = drawn.subplots(len(sets), 2, squeeze=False, width_ratios=[1.7, 1])
+        for (left, right), (title, found) in zip(panels, sets.items(), strict=True):
+            draw_comparison(left, found["bars"], found["chance"])
+            left.get_legend().remove()
+            left.set_title(f"{title}: base-to-novel", pad=8)
+            names = list(found["bars"])  # one colour a method in both panels
+            shades = dict(zip(names, model_shades(len(names)), strict=True))
+            draw_few_shot(right, found["curves"], found["untrained"], found["chance"].get("base"), shades)
+            right.set_title("few-shot, base classes", pad=8)
+        handles, labels = panels[0][0].get_legend_handles_labels()
+        drawn.legend(handles, labels, loc="outside upper center", ncols=len(labels), fontsize=9, handlelength=1)
         return save(drawn, path)
 
 

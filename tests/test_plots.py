@@ -88,6 +88,21 @@ def test_few_shot_curves(tmp_path: Path) -> None:
     assert not torch.equal(pixels(path)[:300, :300], pixels(other)[:300, :300])
 
 
+def test_comparison_overview_shows_every_set_and_every_method(tmp_path: Path) -> None:
+    found = {
+        "bars": {name: {"base": 0.5, "novel": 0.4, "harmonic mean": 0.44} for name in ("frozen CLIP", "M2-CLIP")},
+        "chance": {"base": 0.1, "novel": 0.2},
+        "curves": {"M2-CLIP": {2: (0.3, None), 16: (0.6, 0.05)}},
+        "untrained": {"frozen CLIP": 0.2},
+    }
+    one = pixels(plots.comparison_overview({"shapes": found}, tmp_path / "one.png"))
+    two = pixels(plots.comparison_overview({"shapes": found, "actions": found}, tmp_path / "two.png"))
+    assert 1.7 < len(two) / len(one) < 2.1
+    other = {**found, "curves": {"M2-CLIP": {2: (0.3, None), 16: (0.1, 0.05)}}}
+    changed = pixels(plots.comparison_overview({"shapes": found, "actions": other}, tmp_path / "changed.png"))
+    assert torch.equal(changed[: len(one) // 2], two[: len(one) // 2]) and not torch.equal(changed, two)
+
+
 def test_training_curves(tmp_path: Path) -> None:
     metrics = tmp_path / "metrics.csv"
     metrics.write_text("step,loss,loss_vc,lr,val_top1\n1,3.0,2.0,0.1,\n2,2.5,,0.2,0.5\n3,2.0,1.0,0.1,0.75\n")
