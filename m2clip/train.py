@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from m2clip import distributed, run_state
+from m2clip import distributed, run_state, validation
 from m2clip.config import RunConfig, save_config, validate
 from m2clip.errors import InputError
 from m2clip.optim import SCHEDULES, build_optimizer
@@ -23,7 +23,9 @@ from m2clip.stepping import Pending, Stepper, check_step_options, compile_loss, 
 from m2clip.train_setup import (
     LossModule,
     StopRequest,
+    batches_per_epoch,
     build_model,
+    clips_per_pass,
     complete_identity,
     datasets,
     epoch_batches,
@@ -129,10 +131,12 @@ class _Trainer:
         if config.optim.precision != "fp32":
             self.model.set_precision(config.optim.precision)
         self.train_set, self.val_set = datasets(config, annotations, class_names, self.model.image_size)
+        if config.episodes.train and config.episodes.select_by == "test":
+            say("weights are chosen by test videos (episodes.select_by=test): their accuracy will be too good")
 
         optim = config.optim
         processes = distributed.world_size()
-        self.samples_per_step = optim.batch_size * optim.accumulate * processes
+        self.samples_per_step = clips_per_pass(config) * optim.accumulate * processes
         self.optimizer = build_optimizer(
             self.model,
             lr=optim.lr,
@@ -142,12 +146,7 @@ class _Trainer:
             beta2=optim.beta2,
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=optim.precision == "fp16")
-        self.batches_per_epoch = len(self.train_set) // processes // optim.batch_size
-        if self.batches_per_epoch == 0:
-            raise InputError(
-                f"{config.data.train} lists {len(self.train_set)} videos, fewer than optim.batch_size x processes "
-                f"({optim.batch_size} x {processes}): use a smaller optim.batch_size"
-            )
+        self.batches_per_epoch = batches_per_epoch(config, self.train_set)
         self.steps_per_epoch = math.ceil(self.batches_per_epoch / optim.accumulate)
         total_steps = self.steps_per_epoch * optim.epochs
         warmup_steps = round(optim.warmup_epochs * self.steps_per_epoch)
@@ -349,28 +348,16 @@ class _Trainer:
         done = any(int(row["step"]) == progress.step for row in rows)
         if not due or distributed.gather_objects(done)[0]:
             return
-        from m2clip.evaluate import evaluate_model
-
         generators = run_state.rng_state()
         self.stop.immediate = distributed.world_size() == 1
-        result = evaluate_model(
-            self.model,
-            self.val_set,
-            config.eval,
-            device=self.device,
-            workers=config.data.workers,
-            precision=config.optim.precision,
-        )
+        found = validation.score(self.model, self.val_set, config, self.device)
         self.stop.immediate = False
         run_state.set_rng_state(generators)
         self.model.train()
         if not distributed.is_main():
             return
-        values = {"val_top1": result.top1, "val_top5": result.top5}
-        for head, scores in result.heads.items():
-            values[f"val_top1_{head.replace('-', '_')}"] = scores.top1
-        if config.keep == "best" and result.top1 > max((float(row["val_top1"]) for row in rows), default=-1.0):
+        if config.keep == "best" and found.top1 > max((float(row["val_top1"]) for row in rows), default=-1.0):
             self.save_adapters()
-        result.save(self.folder / f"eval_epoch_{progress.epoch:03d}.json")
-        self.log.write(progress.step, progress.epoch, {k: v for k, v in values.items() if v is not None})
-        self.log.say(f"epoch {progress.epoch}: top-1 {result.top1:.4f} of {result.denominator} videos")
+        found.save(self.folder / f"eval_epoch_{progress.epoch:03d}.json")
+        self.log.write(progress.step, progress.epoch, found.columns)
+        self.log.say(f"epoch {progress.epoch}: {found.line}")

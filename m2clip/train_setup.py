@@ -18,6 +18,7 @@ from m2clip.errors import InputError
 if TYPE_CHECKING:
     from m2clip.data.annotations import Annotations
     from m2clip.data.clips import ClipDataset, ClipSettings
+    from m2clip.data.episodes import EpisodeShape
     from m2clip.methods import VideoModel
 
 # What a resumed run may change, because it does not change what training computes.
@@ -25,6 +26,8 @@ _FREE = (
     *("data.train", "data.train_split", "data.val", "data.val_split", "data.root", "data.format", "data.classes"),
     *("data.workers", "data.reader", "eval.clips", "eval.crops", "eval.on_error", "eval.batch_size", "output"),
     *("optim.compile", "optim.cuda_graph"),
+    *(f"episodes.{name}" for name in ("val_episodes", "val_shots", "val_classes", "select_by")),
+    *("episodes.test", "episodes.test_split", "episodes.test_classes"),
     *("log_every", "checkpoint_every", "keep_checkpoints", "validate_every", "keep", "timeout", "model.pretrained"),
 )
 
@@ -126,22 +129,96 @@ def clip_settings(config: RunConfig, image_size: tuple[int, int]) -> ClipSetting
     )
 
 
+def episode_shape(config: RunConfig) -> EpisodeShape | None:
+    """Shape of the episodes of training; None where training is not by episodes."""
+    from m2clip.data.episodes import EpisodeShape
+
+    chosen = config.episodes
+    return EpisodeShape(chosen.way, chosen.shots, chosen.queries) if chosen.train else None
+
+
+def clips_per_pass(config: RunConfig) -> int:
+    """Clips of one process in one forward pass of training."""
+    shape = episode_shape(config)
+    return config.optim.batch_size if shape is None else shape.videos
+
+
 def datasets(
     config: RunConfig, annotations: Annotations, class_names: Sequence[str], image_size: tuple[int, int]
 ) -> tuple[ClipDataset, ClipDataset | None]:
-    """Training clips, and the views of the validation videos where data.val is set.
+    """Training clips, and the views of the validation videos where there are any.
+
+    In training by episodes these are `EpisodeClips`, whose items are whole batches, and `EpisodeVideos` of other
+    classes than those of training.
 
     Raises:
-        InputError: a bad validation list.
+        InputError: a bad validation list; too few classes or videos for an episode.
     """
     from m2clip.data.clips import ClipDataset
+    from m2clip.data.episode_clips import EpisodeClips, EpisodeVideos
 
     settings = clip_settings(config, image_size)
+    shape = episode_shape(config)
+    if shape is not None:
+        val = _validation_classes(config, class_names)
+        episodes = EpisodeClips(annotations, settings, shape, config.episodes.per_epoch, seed=config.seed)
+        return episodes, None if val is None else EpisodeVideos(val, settings)
     train = ClipDataset(annotations, settings, training=True, seed=config.seed)
     if config.data.val is None:
         return train, None
     val = _annotations(config, config.data.val, config.data.val_split, list(class_names))
     return train, ClipDataset(val, settings, training=False, seed=config.seed)
+
+
+def _validation_classes(config: RunConfig, trained: Sequence[str]) -> Annotations | None:
+    """The videos that weights are chosen by in training by episodes: of classes that are not trained on."""
+    from m2clip.data.episodes import EpisodeShape, class_videos
+    from m2clip.data.label_sets import match_key
+
+    chosen = config.episodes
+    places = {
+        "val": (config.data.val, config.data.val_split, chosen.val_classes),
+        "test": (chosen.test, chosen.test_split, chosen.test_classes),
+    }
+    path, split, classes = places[chosen.select_by]
+    if path is None:
+        return None
+    found = _annotations(config, path, split, classes)
+    if found.class_names is None:
+        raise InputError(
+            f"{path} gives class numbers but no names: set episodes.{chosen.select_by}_classes to a label set or a "
+            "class file"
+        )
+    keys = {match_key(name) for name in trained}
+    both = next((name for name in found.class_names if match_key(name) in keys), None)
+    if both is not None:
+        raise InputError(
+            f"class {both!r} of {path} is trained on, too: episodes of validation are of other classes than those of "
+            "training"
+        )
+    class_videos(found, EpisodeShape(chosen.way, chosen.val_shots))
+    return found
+
+
+def batches_per_epoch(config: RunConfig, dataset: ClipDataset) -> int:
+    """Forward passes of one process in an epoch.
+
+    Raises:
+        InputError: less than one.
+    """
+    processes, batch = distributed.world_size(), config.optim.batch_size
+    if config.episodes.train:
+        if len(dataset) < processes:
+            raise InputError(
+                f"episodes.per_epoch is {len(dataset)}, fewer than the {processes} processes: each of them needs one"
+            )
+        return len(dataset) // processes
+    if len(dataset) // processes < batch:
+        raise InputError(
+            f"{config.data.train} lists {len(dataset)} videos, fewer than optim.batch_size x processes "
+            f"({batch} x {processes}): use a smaller optim.batch_size"
+        )
+    return len(dataset) // processes // batch
 
 
 def epoch_batches(
@@ -156,27 +233,28 @@ def epoch_batches(
 
     from m2clip.data.clips import EpochSampler, collate
 
+    # An episode is drawn by its number, and comes as a batch.
+    episodes, batch_size = config.episodes.train, config.optim.batch_size
     sampler = EpochSampler(
         len(dataset),
         seed=config.seed,
         epoch=epoch,
-        shuffle=True,
+        shuffle=not episodes,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
-        start=done * config.optim.batch_size,
+        start=done if episodes else done * batch_size,
         drop_last=True,
     )
+    batches: dict[str, Any] = {"batch_size": batch_size, "collate_fn": collate, "drop_last": True}
     loader = DataLoader(
         dataset,
-        batch_size=config.optim.batch_size,
         sampler=sampler,
         num_workers=config.data.workers,
-        collate_fn=collate,
-        drop_last=True,
         pin_memory=device.type == "cuda",
         worker_init_fn=ignore_interrupt,
         # Its own generator: starting workers would otherwise draw from the one that dropout draws from.
         generator=torch.Generator().manual_seed(config.seed),
+        **({"batch_size": None} if episodes else batches),
     )
     iterator = iter(loader)
     while True:
@@ -205,7 +283,7 @@ def base_clip(model: ModelConfig) -> nn.Module:
 
 
 def build_model(config: RunConfig, class_names: Sequence[str], clip: nn.Module | None = None) -> VideoModel:
-    """The model that the configuration describes.
+    """The model that the configuration describes, told the shape of its episodes where it is trained by them.
 
     Args:
         config: the run.
@@ -220,7 +298,7 @@ def build_model(config: RunConfig, class_names: Sequence[str], clip: nn.Module |
     model = config.model
     if clip is None:
         clip = base_clip(model)
-    return m2clip.create_model(
+    built: Any = m2clip.create_model(
         model.method,
         clip,
         class_names=list(class_names),
@@ -228,6 +306,9 @@ def build_model(config: RunConfig, class_names: Sequence[str], clip: nn.Module |
         preset=model.preset,
         **model.options,
     )
+    if (shape := episode_shape(config)) is not None:
+        built.episode = shape
+    return built
 
 
 def run_identity(config: RunConfig, model: VideoModel, annotations: Annotations) -> dict[str, Any]:
