@@ -497,6 +497,18 @@ def test_half_precision_towers_stay_close_and_train():
     assert all(parameter.grad.isfinite().all() for parameter in trained(half).values())
 
 
+@pytest.mark.parametrize("options", [{}, {"write_back": True, "temporal_residual": False}], ids=str)
+def test_autocast_stays_close(options):
+    model = make(**options).eval()
+    randomise(model, 0.05)
+    video = random_video(2, T)
+    with torch.no_grad():
+        expected = model.encode_support(video, LABELS[:2])
+        with torch.autocast("cpu", torch.bfloat16):
+            found = model.encode_support(video, LABELS[:2])
+    assert 0 < (found - expected).norm() < 0.02 * expected.norm()
+
+
 def test_weights_of_the_clip_are_shared_not_copied():
     clip = small_clip()
     model = make(clip)
