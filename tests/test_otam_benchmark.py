@@ -21,9 +21,9 @@ def test_every_variant_agrees() -> None:
 def test_a_wrong_variant_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     right = otam_speed.batched
     monkeypatch.setattr(otam_speed, "batched", lambda query, support: right(query, support) * 1.01)
-    monkeypatch.setattr(otam_speed, "MOST_PAIRS", 3)
+    monkeypatch.setattr(otam_speed, "MOST_CELLS", 35)
     ready, not_run, wrong = otam_speed.Problem(otam_speed.TINY, CPU).variants(compiled=False)
-    assert list(ready) == [otam_speed.EAGER] and not_run[otam_speed.PAIRS] == "4 pairs take minutes"
+    assert list(ready) == [otam_speed.EAGER] and not_run[otam_speed.PAIRS] == "36 cells one by one take minutes"
     assert wrong == ["tiny: m2clip is wrong: error 1.0e-02"]
 
 
