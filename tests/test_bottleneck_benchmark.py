@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import bottleneck_speed, loss_speed
+from benchmarks import bottleneck_speed, operation_speed
 from m2clip.kernels import backend_states
 
 
@@ -29,7 +29,7 @@ def test_a_run_writes_table_json_and_picture(
 ) -> None:
     arguments = ["--cases", "tiny", "--no-compile", "--rounds", "2", "--device", "cpu", "--out", str(tmp_path)]
     monkeypatch.setattr("sys.argv", ["bottleneck_speed.py", *arguments])
-    monkeypatch.setattr(loss_speed, "TURN_SECONDS", 0.0)
+    monkeypatch.setattr(operation_speed, "TURN_SECONDS", 0.0)
     bottleneck_speed.main()
     assert "tiny, forward+backward" in capsys.readouterr().out
     (case,) = json.loads((tmp_path / "bottleneck_speed.json").read_text())["cases"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import loss_speed, msta_speed
+from benchmarks import msta_speed, operation_speed
 from m2clip.kernels import backend_states
 
 TINY = next(case for case in msta_speed.CPU_CASES if case.name == "tiny")
@@ -47,8 +47,7 @@ def test_a_run_writes_table_json_and_picture(
 ) -> None:
     arguments = ["--cases", "tiny", "--no-compile", "--rounds", "2", "--device", "cpu", "--out", str(tmp_path)]
     monkeypatch.setattr("sys.argv", ["msta_speed.py", *arguments])
-    monkeypatch.setattr(loss_speed, "TURN_SECONDS", 0.0)
-    monkeypatch.setattr(msta_speed, "TURN_SECONDS", 0.0)
+    monkeypatch.setattr(operation_speed, "TURN_SECONDS", 0.0)
     msta_speed.main()
     assert "tiny, forward+backward" in capsys.readouterr().out
     (case,) = json.loads((tmp_path / "msta_speed.json").read_text())["cases"]
