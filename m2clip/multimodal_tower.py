@@ -61,7 +61,7 @@ class MultimodalBlock(Block):
 
     def over_time(self, x: Tensor, normalised: Tensor, frames: int) -> Tensor:
         """A token of each frame (V*T, 1, D) that has seen the class tokens of its clip's other frames."""
-        adapters: MultimodalAdapters = self.adapters
+        adapters = self.adapters
         classes = normalised[:, 0].unflatten(0, (-1, frames))
         if adapters.temporal_in is not None:
             classes = adapters.temporal_in(classes)
