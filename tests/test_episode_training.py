@@ -183,10 +183,10 @@ def test_other_methods_train_on_episodes_too(videos: Path, tmp_path: Path) -> No
     ("overrides", "words"),
     [
         (("episodes.way=4",), "has 3 classes, an episode of 4 ways needs 4"),
-        (("episodes.shots=3",), r"fewer than the 5 videos that 3 shots and 2 queries need: 'a man waving' \(4\)$"),
+        (("episodes.shots=3",), r"fewer than the 5 videos of an episode \(3 support, 2 query\): 'a man waving' \(4\)$"),
         (("data.val={videos}", "data.classes={classes}"), "gives class numbers but no names: set episodes.val_classes"),
         (("data.val={videos}", "episodes.val_classes={classes}"), "'a dog running' of .* is trained on, too"),
-        (("data.val={videos}", "episodes.val_classes={others}", "episodes.val_shots=4"), "4 shots and 1 queries need"),
+        (("data.val={videos}", "episodes.val_classes={others}", "episodes.val_shots=4"), r"\(4 support, 1 query\)"),
     ],
 )
 def test_impossible_runs(videos: Path, tmp_path: Path, overrides: tuple[str, ...], words: str) -> None:

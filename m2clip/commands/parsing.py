@@ -53,18 +53,28 @@ def add_views(parser: argparse.ArgumentParser) -> None:
 
 
 def add_list(
-    parser: argparse.ArgumentParser, classes_help: str, classes_required: bool = False, several: bool = False
+    parser: argparse.ArgumentParser,
+    classes_help: str,
+    classes_required: bool = False,
+    several: bool = False,
+    required: bool = True,
+    scored: bool = True,
 ) -> None:
-    """Which videos are scored, and what an unreadable one does; several: --list, --classes and --split take more."""
+    """Which videos are meant and, where they are scored, what an unreadable one does and how they are read.
+
+    several: --list, --classes and --split take more than one; required: --list cannot be left out.
+    """
     group = parser.add_argument_group("videos")
     more: Any = {"nargs": "+"} if several else {}
     group.add_argument(
-        "--list", required=True, help="list file, or a folder with one sub-folder of videos a class", **more
+        "--list", required=required, help="list file, or a folder with one sub-folder of videos a class", **more
     )
     group.add_argument("--classes", required=classes_required, help=classes_help, **more)
     group.add_argument("--root", help="folder that relative paths in the list start from (default: the list's own)")
     group.add_argument("--format", default="auto", help="annotation format (default: auto)")
     group.add_argument("--split", help="which part of the list, for formats that have splits", **more)
+    if not scored:
+        return
     group.add_argument(
         "--on-error",
         choices=("raise", "skip", "wrong"),

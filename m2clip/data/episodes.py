@@ -176,8 +176,8 @@ def class_videos(annotations: Annotations, shape: EpisodeShape) -> dict[int, lis
             f"{names[label] if names else label!r} ({len(videos[label])})" for label in short[:_NAMED]
         ) + (f" and {len(short) - _NAMED} more" if len(short) > _NAMED else "")
         raise InputError(
-            f"{annotations.source}: classes with fewer than the {needed} videos that {shape.shots} shots and "
-            f"{shape.queries} queries need: {named}"
+            f"{annotations.source}: classes with fewer than the {needed} videos of an episode ({shape.shots} support, "
+            f"{shape.queries} query): {named}"
         )
     return dict(sorted(videos.items()))
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from m2clip.data.annotations import Annotations
+from m2clip.data.annotations import Annotations, load_annotations
 from m2clip.errors import InputError
 from m2clip.files import replacing
 
@@ -67,6 +67,30 @@ def random_halves(class_names: Sequence[str], count: int, seed: int = 0) -> list
         chosen = set(random.Random(f"{seed}/{number}").sample(range(len(class_names)), len(class_names) // 2))
         halves.append([name for label, name in enumerate(class_names) if label in chosen])
     return halves
+
+
+def write_episode_classes(folder: Path, every: int = 4) -> tuple[WrittenList, WrittenList]:
+    """Write the lists episodes_train.txt and episodes_val.txt of a built-in data set's training clips.
+
+    Each `every`-th base class is kept out of training, to choose weights by; its novel classes are for testing.
+
+    Args:
+        folder: what `m2clip.data.rendered_set.render_built_in` rendered into.
+        every: 2 or more.
+
+    Raises:
+        InputError: not such a folder, or a list that cannot be written.
+    """
+    base = load_annotations(
+        folder / "base_train.txt", root=folder, format="list", class_names=folder / "base_classes.csv"
+    )
+    names = _names(base)
+    kept_out = names[every - 1 :: every]
+    trained = [name for name in names if name not in kept_out]
+    return (
+        write_list(base.select_classes(trained), folder / "episodes_train.txt"),
+        write_list(base.select_classes(kept_out), folder / "episodes_val.txt"),
+    )
 
 
 def write_list(annotations: Annotations, path: Path) -> WrittenList:

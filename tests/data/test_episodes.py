@@ -83,7 +83,7 @@ def test_processes_share_every_episode_once(size: int) -> None:
     [
         (
             (5, 3, 7, 1, 9),
-            r"fewer than the 4 videos that 2 shots and 2 queries need: 'class 1' \(3\), 'class 3' \(1\)$",
+            r"the 4 videos of an episode \(2 support, 2 query\): 'class 1' \(3\), 'class 3' \(1\)$",
         ),
         ((5, 0, 7, 8), r"'class 1' \(0\)$"),
         ((1,) * 9, r"'class 4' \(1\) and 4 more$"),
@@ -98,7 +98,7 @@ def test_too_few_videos_are_told_by_name(counts: tuple[int, ...], said: str) -> 
 
 def test_classes_without_names_are_told_by_number() -> None:
     annotations = Annotations(make_list((5, 5, 3)).items, None, "list", Path("list.txt"))
-    with pytest.raises(InputError, match=r"need: 2 \(3\)$"):
+    with pytest.raises(InputError, match=r"query\): 2 \(3\)$"):
         draw_episodes(annotations, SHAPE, 10)
     with pytest.raises(InputError, match="1 or more, not 0"):
         draw_episodes(make_list(), SHAPE, 0)
