@@ -147,7 +147,8 @@ def plain_aim_block(block, x):
     seen = torch.stack([plain_attention(block, norm(frame, block.ln_1)) for frame in x])
     x = x + seen + plain_bottleneck(a.spatial, seen)
     y = norm(x, block.ln_2)
-    return x + plain_mlp(block, y) + a.joint.scale * plain_bottleneck(a.joint, y)
+    scale = 0.5 if a.temporal_in is None else 1.0  # Kinetics, Something-Something
+    return x + plain_mlp(block, y) + scale * plain_bottleneck(a.joint, y)
 
 
 def plain_features(model, clip_of_frames):

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 import m2clip
 from m2clip.adapters.unimodal import StochasticDepth
 from m2clip.errors import InputError
+from m2clip.train_setup import LossModule
 from tests.clips import NAMES, random_video, randomise, small_clip
 from tests.unimodal_models import METHODS, SHARED, VARIANTS, build, trained
 
@@ -75,6 +76,21 @@ def test_parameter_groups_follow_the_recipes():
         assert all(group["lr_scale"] == 1.0 for group in groups)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", list(METHODS))
+def test_a_step_compiles_as_one_graph_with_the_same_gradients(method):
+    model = build(method, dropout=0.0, **({"drop_path": 0.0} if method == "aim" else {}))
+    randomise(model, 0.1)
+    model.fill_caches()
+    loss, found = LossModule(model), []
+    for step in (loss, torch.compile(loss, fullgraph=True, dynamic=False, backend="aot_eager")):
+        model.zero_grad()
+        step(random_video(), LABELS)[0].backward()
+        found.append({name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad})
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-4, atol=1e-5, msg=name)
+
+
 # ---- stochastic depth ----
 
 
@@ -92,6 +108,22 @@ def test_stochastic_depth_leaves_out_whole_clips_or_whole_places():
     for rate, per in ((1.0, "clip"), (-0.1, "clip"), (0.2, "frame")):
         with pytest.raises(ValueError, match="rate must be"):
             StochasticDepth(rate, per)
+
+
+@pytest.mark.parametrize("per", ["clip", "token"])
+def test_the_temporal_and_the_joint_branch_are_what_is_left_out(per):
+    model = build("aim", drop_path_per=per)
+    randomise(model, 0.3)
+    block = model.visual.blocks[1]
+    x = torch.randn(8, 5, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        block.adapters.drop_path = StochasticDepth(1 - 1e-6, per)
+        left_out = block.train()(x, 4, False)
+        assert not torch.allclose(left_out, block.eval()(x, 4, False), rtol=1e-2)
+        for adapter in (block.adapters.temporal, block.adapters.joint):
+            adapter.up.weight.zero_()
+            adapter.up.bias.zero_()
+        torch.testing.assert_close(left_out, block(x, 4, False))
 
 
 def test_the_rate_grows_from_block_to_block_and_the_draw_follows_the_seed():
