@@ -20,7 +20,7 @@ from m2clip.evaluate import EvalSettings, scoring_mode
 from m2clip.matching import bi_mhm, frame_distances, otam
 from m2clip.results import ON_ERROR, Failure
 
-EPISODE_BATCH = 64
+VIDEOS_SCORED = 1024  # of a scoring call, unless its episodes are given
 METRICS = {"otam": otam, "bi_mhm": bi_mhm}
 Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None] | None]]
 
@@ -79,7 +79,7 @@ def evaluate_episodes(
     workers: int = 0,
     precision: str = "fp32",
     metric: str = "otam",
-    episode_batch: int = EPISODE_BATCH,
+    episode_batch: int | None = None,
     name: str | None = None,
     cache: str | Path | None = None,
     bar: Bar = lambda what: nullcontext(),
@@ -99,7 +99,7 @@ def evaluate_episodes(
         workers: decoding processes of this process.
         precision: "fp32", or "bf16" / "fp16" for autocast.
         metric: of `FrameMatching`.
-        episode_batch: episodes of one scoring call.
+        episode_batch: episodes of one scoring call; None takes as many as have about 1024 videos.
         name: recorded; None takes the model's method.
         cache: folder that keeps the features, see `m2clip.episode_features.video_features`; None keeps none.
         bar: what is going on -> a context whose value, if any, is called with (done, wanted).
@@ -110,7 +110,7 @@ def evaluate_episodes(
     """
     if settings.on_error not in ON_ERROR:
         raise InputError(f"on_error is {settings.on_error!r}: use {', '.join(ON_ERROR)}")
-    if min(settings.batch_size, episode_batch) < 1:
+    if min(settings.batch_size, 1 if episode_batch is None else episode_batch) < 1:
         raise InputError("batch sizes, of videos and of episodes, must be 1 or more")
     annotations = videos.annotations
     if annotations.class_names is None:
@@ -171,7 +171,9 @@ def evaluate_episodes(
 
 
 class _Scorer:
-    def __init__(self, learner: Any, features: VideoFeatures, device: torch.device, batch: int, on_error: str) -> None:
+    def __init__(
+        self, learner: Any, features: VideoFeatures, device: torch.device, batch: int | None, on_error: str
+    ) -> None:
         self.learner, self.device, self.batch, self.on_error = learner, device, batch, on_error
         self.query = features.query.to(device)
         self.support = self.query if features.support is features.query else features.support.to(device)
@@ -187,7 +189,7 @@ class _Scorer:
         own = episodes.share(distributed.rank(), distributed.world_size())
         parts: list[tuple[Tensor, dict[str, Tensor], Tensor, int]] = []
         done = 0
-        for numbers in own.split(self.batch):
+        for numbers in own.split(self.batch or max(1, VIDEOS_SCORED // episodes.shape.videos)):
             parts.append((numbers, *self._score(episodes, numbers)))
             done += len(numbers)
             if progress is not None:

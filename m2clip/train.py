@@ -343,10 +343,10 @@ class _Trainer:
         """Validate after an epoch where it is due and not in metrics.csv yet."""
         config, progress = self.config, self.progress
         every, last = config.validate_every, progress.epoch == config.optim.epochs
-        due = self.val_set is not None and every > 0 and (progress.epoch % every == 0 or last)
+        due = every > 0 and (progress.epoch % every == 0 or last)
         rows = [row for row in self.log.rows() if row.get("val_top1")]
         done = any(int(row["step"]) == progress.step for row in rows)
-        if not due or distributed.gather_objects(done)[0]:
+        if self.val_set is None or not due or distributed.gather_objects(done)[0]:
             return
         generators = run_state.rng_state()
         self.stop.immediate = distributed.world_size() == 1

@@ -20,6 +20,7 @@ from m2clip.optim import scaled_lr
 from m2clip.run_state import Progress, load_newest
 from m2clip.train_setup import datasets, epoch_batches, training_list
 from tests.test_resume import Killed, assert_same_run, kill_after
+from tests.test_train import start_processes
 from tests.training_run import CLASS_NAMES, SIZE, build_clip, build_config, read_losses, write_videos
 
 SHAPE = EpisodeShape(way=2, shots=1, queries=2)
@@ -43,11 +44,8 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return listed
 
 
-def config_of(videos: Path, output: Path, *overrides: str) -> RunConfig:
-    """2 epochs of 5 episodes of 6 clips, in steps of 2, 2 and 1 episodes."""
-    return build_config(
-        videos,
-        output,
+def overrides_of(*overrides: str) -> tuple[str, ...]:
+    return (
         "model.method=ma_fsar",
         "model.options={ratio: 0.5, tpcm_heads: 2}",
         "episodes.train=true",
@@ -60,6 +58,11 @@ def config_of(videos: Path, output: Path, *overrides: str) -> RunConfig:
         "optim.schedule=steps",
         *overrides,
     )
+
+
+def config_of(videos: Path, output: Path, *overrides: str) -> RunConfig:
+    """2 epochs of 5 episodes of 6 clips, in steps of 2, 2 and 1 episodes."""
+    return build_config(videos, output, *overrides_of(*overrides))
 
 
 def run(config: RunConfig, **named: Any) -> Path:
@@ -124,6 +127,20 @@ def test_processes_take_different_episodes(
     used = 5 - 5 % size
     assert {len(share) for share in shares} == {used // size}
     assert sorted(batch for share in shares for batch in share) == sorted(alone[:used])
+
+
+def test_two_processes_train_as_one(videos: Path, tmp_path: Path) -> None:
+    # Two episodes a step: one after the other, or side by side. Dropout would differ.
+    drawn = "model.options={ratio: 0.5, tpcm_heads: 2, attention_dropout: 0.0, ffn_dropout: 0.0}"
+    options = (drawn, "episodes.per_epoch=4", "optim.epochs=1", "timeout=60")
+    alone = read_losses(run(config_of(videos, tmp_path / "one", *options)))
+    overrides = overrides_of(*options, "optim.accumulate=1")
+    assert start_processes(2, str(videos), str(tmp_path / "two"), "99", *overrides) == [0, 0]
+    together = read_losses(tmp_path / "two")
+    assert len(alone) == len(together) == 2
+    for name in ("loss", "loss_q2s", "loss_q2t", "loss_s2t", "grad_norm", "lr"):
+        assert float(together[0][name]) == pytest.approx(float(alone[0][name]), rel=1e-5), name
+    assert float(together[1]["loss"]) == pytest.approx(float(alone[1]["loss"]), rel=1e-3)
 
 
 def test_weights_are_chosen_by_other_classes(videos: Path, whole: Path, tmp_path: Path) -> None:
