@@ -173,6 +173,7 @@ def _train(args: argparse.Namespace) -> None:
         print_json({"run": str(folder)})
     else:
         videos = f"--built-in {args.built_in}" if args.built_in else "--list ..."
+        videos += f" --videos {args.videos}" if args.built_in and args.videos else ""
         print_line(f"the run is in {folder}: m2clip episodes eval {folder} {videos} scores it")
 
 
