@@ -75,7 +75,7 @@ def test_msta_is_held_against_a_convolution_of_permuted_tokens(tmp_path: Path) -
     assert rows[start + "forward, over nn.Conv3d on permuted tokens"] == ("≥ 3.00x", "2.50x", "missed")
     assert rows[start + "forward, over torch.compile"] == ("≥ 1.60x", "not measured yet", "")
     assert rows[start + "with backward, of the floor"] == ("≥ 65 %", "80 %", "met")
-    assert rows[start + "memory of nn.Conv3d's"] == ("≤ 50 %", "40 %", "met")
+    assert rows[start + "memory of nn.Conv3d's"] == ("≤ 70 %", "40 %", "met")
 
 
 def test_lost_shapes_are_listed(found: goals.Found) -> None:
