@@ -33,8 +33,10 @@ def frame_distances(query: Tensor, support: Tensor) -> Tensor:
             f"got {tuple(query.shape)} and {tuple(support.shape)}"
         )
     with torch.autocast(query.device.type, enabled=False):
-        units = [F.normalize(_at_least_fp32(frames), dim=-1) for frames in (query, support)]
-        cosines = units[0].flatten(-3, -2) @ units[1].flatten(-3, -2).mT
+        sides = [_at_least_fp32(frames).flatten(-3, -2) for frames in (query, support)]
+        # Cosines are scaled and not the features, which are far larger and would be written and kept a second time.
+        scales = [torch.linalg.vector_norm(side, dim=-1).clamp_min(1e-12).reciprocal() for side in sides]
+        cosines = sides[0] @ sides[1].mT * scales[0].unsqueeze(-1) * scales[1].unsqueeze(-2)
     sizes = (*query.shape[-3:-1], *support.shape[-3:-1])
     return (1 - cosines).unflatten(-1, sizes[2:]).unflatten(-3, sizes[:2]).transpose(-3, -2)
 
