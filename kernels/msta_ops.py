@@ -48,7 +48,7 @@ def _backward(
     with on_device_of(x):
         run = implementation("msta_adapter", backend)
         setting = _setting(weights, *layout)
-        dx, gradients = run.backward(dy, x, first, second, *setting, scale, need_x, need_w)
+        dx, gradients = run.backward(dy.to(x.dtype), x, first, second, *setting, scale, need_x, need_w)
     return [dx, *gradients]
 
 
@@ -175,9 +175,8 @@ def msta_adapter(
     layout = (0, False) if time is None or weights.conv_weight is None else tuple(time)
     tensors = [tensor.to(dtype) for tensor in (tensors if layout[0] else tensors[:6])]
     options = (*layout, weights.after_up, scale, chosen)
-    if base.dtype == dtype:
+    if base.dtype != torch.float64:  # under autocast the stream keeps its precision
         return _run(x.to(dtype), base, tensors, options)
-    # Under autocast the stream keeps its precision.
     return base + _run(x.to(dtype), torch.zeros_like(base, dtype=dtype), tensors, options)
 
 

@@ -22,7 +22,7 @@ from .weights import MSTAWeights, TimeLayout
 def forward(
     x: Tensor, base: Tensor, weights: MSTAWeights, time: TimeLayout | None, scale: float, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y (S, L, D) and both hidden tensors (S, L, d), empty unless they are kept."""
+    """y (S, L, D) and both hidden tensors (S, L, d), empty unless they are kept; base may have another dtype than x."""
     x, base = x.contiguous(), base.contiguous()
     width, dim = weights.down_weight.shape
     y = torch.empty_like(base)
@@ -30,20 +30,24 @@ def forward(
     convolution = _Convolution(weights, time, scale)
     for part in _chunks(x, width, time):
         source, start, out = x[part], base[part], y[part]
+        if base.dtype != x.dtype:
+            start, out = torch.zeros_like(source), torch.empty_like(source)
         shape = (*source.shape[:2], width)
         memory = None if keep else workspace((2, *shape), x.dtype)
         first, second = (kept[i][part] if memory is None else memory[i] for i in range(2))
         _project_up_to(weights, source, first, second)
-        if time is None:
-            bias = weights.up_bias.float() * scale
-            add_bias(start, bias, bias, False, out)
-        elif weights.after_up:
+        if time is not None and weights.after_up:
             widened = torch.addmm(weights.up_bias, _rows(second), weights.up_weight.t())
             convolution.forward(widened.view_as(out), start, out)
-            continue
         else:
-            convolution.forward(second, start, out)
-        _rows(out).addmm_(_rows(second), weights.up_weight.t(), alpha=scale)
+            if time is None:
+                bias = weights.up_bias.float() * scale
+                add_bias(start, bias, bias, False, out)
+            else:
+                convolution.forward(second, start, out)
+            _rows(out).addmm_(_rows(second), weights.up_weight.t(), alpha=scale)
+        if base.dtype != x.dtype:
+            torch.add(base[part], out, out=y[part])
     return y, kept[0], kept[1]
 
 

@@ -102,7 +102,7 @@ class Rows(NamedTuple):
 def forward(
     x: Tensor, base: Tensor, weights: MSTAWeights, time: TimeLayout | None, scale: float, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y (S, L, D) and both hidden tensors (S, L, d), empty unless they are kept."""
+    """y (S, L, D) and both hidden tensors (S, L, d), empty unless they are kept; base may have another dtype than x."""
     x, base, scale = x.contiguous(), base.contiguous(), float(scale)  # an int would be a kernel of its own
     if x.numel() == 0:
         hidden = x.new_empty((*x.shape[:2], weights.down_weight.shape[0]) if keep else 0)

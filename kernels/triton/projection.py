@@ -319,7 +319,7 @@ def project(
         config: tile; by default what was measured on this GPU, or else the static rule's.
 
     Returns:
-        (..., L, N), dtype of a.
+        (..., L, N), dtype of the residual, without one that of a.
     """
     return _launch(a, b, residual, biases, class_token, scale, config, sums=False)[0]
 
@@ -329,11 +329,6 @@ def project_and_sum(
 ) -> tuple[Tensor, Tensor]:
     """a @ b + residual as in `project`, and the sums of the residual over blocks of rows, (blocks, N) fp32."""
     return _launch(a, b, residual, None, False, 1.0, config, sums=True)
-
-
-def linear(a: Tensor, weight: Tensor, bias: Tensor, config: ProjectionConfig | None = None) -> Tensor:
-    """a Wᵀ + b, which torch.addmm does as well: a (..., K), weight (N, K), bias (N,)."""
-    return project(a, weight.t(), None, (bias, None), False, 1.0, config)
 
 
 def _launch(
@@ -347,7 +342,8 @@ def _launch(
     sums: bool,
 ) -> tuple[Tensor, Tensor]:
     depth, columns = b.shape
-    out, rows = a.new_empty(*a.shape[:-1], columns), a.shape[:-1].numel()
+    rows = a.shape[:-1].numel()
+    out = (a if residual is None else residual).new_empty(*a.shape[:-1], columns)
     config, (bias, patch_bias) = config or config_of(columns, depth, a), biases or (None, None)
     blocks = triton.cdiv(rows, config.rows)
     partial = torch.empty(blocks if sums else 0, columns, dtype=torch.float32, device=a.device)

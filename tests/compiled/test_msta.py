@@ -25,8 +25,12 @@ every_dtype = pytest.mark.parametrize("dtype", TYPES, ids=str)
 two_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 
 
-def kernel(function: Any, architecture: int, dtype: torch.dtype, constants: dict[str, Any]) -> Any:
+def kernel(
+    function: Any, architecture: int, dtype: torch.dtype, constants: dict[str, Any], stream: torch.dtype | None = None
+) -> Any:
     types = dict.fromkeys(TENSORS, f"*{TYPES[dtype]}") | {"p_sums": "*fp32", "scale": "fp32"}
+    if stream is not None:
+        types |= dict.fromkeys(("p_base", "p_y"), f"*{TYPES[stream]}")
     launch = {name: constants.pop(name) for name in ("num_stages", "num_warps") if name in constants}
     aligned = [*TENSORS, "p_sums", "columns", "width", "depth", "channels"]
     return compiled(function, architecture, types, constants, aligned, **launch)
@@ -78,6 +82,14 @@ def test_odd_widths_and_other_spreads(tmp_path: Path) -> None:
         *(time(90, torch.bfloat16, spread, True) for spread in (2, 6, 48)),
     ):
         assert fits(found, 90) and spilled(found, tmp_path) == 0
+
+
+def test_a_stream_of_higher_precision(tmp_path: Path) -> None:
+    for architecture in (80, 90):
+        options = projection.launch_options(DIM, 256, torch.bfloat16, up_config(DIM, 256, torch.bfloat16, architecture))
+        constants = {"SPREAD": 3, "LEAD": 1, **options}
+        found = kernel(msta_kernels.up_kernel, architecture, torch.bfloat16, constants, torch.float32)
+        assert fits(found, architecture) and spilled(found, tmp_path) == 0
 
 
 def test_candidates(tmp_path: Path) -> None:

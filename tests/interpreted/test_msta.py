@@ -7,11 +7,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from benchmarks import traffic
 from m2clip.kernels import MSTAWeights
 from m2clip.kernels.triton import msta
 from m2clip.kernels.triton.msta import TimeConfig, time_candidates, time_config
 from tests.kernels.proof import assert_as_exact
-from tests.kernels.test_msta import READINGS, problem, results
+from tests.kernels.test_msta import READINGS, autocast_results, problem, results
 
 # D, d: three, two, one and seven columns of a channel; wider than a tile of the convolution, and odd.
 WIDTHS = ((48, 16), (26, 13), (20, 20), (35, 5), (150, 75))
@@ -58,6 +59,24 @@ def test_many_positions_and_few_sums(reading, joint, monkeypatch):
 def test_class_tokens_alone(reading):
     inputs, weights, time = problem(reading, 2, True, clips=3, positions=0)
     assert_proven(torch.float32, inputs, weights, time)
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_under_autocast_the_stream_keeps_its_precision_and_is_read_once(reading):
+    (x, base), weights, time = problem(reading, 3, True, clips=3)
+    inputs = [x.half().double(), base * 1000]  # in fp16 a thousand is off by a quarter
+    weights = MSTAWeights(*(w.half().double() if torch.is_tensor(w) else w for w in weights))
+    truth = results(torch.float64, "reference", inputs, weights, time)
+    eager = autocast_results(torch.float16, "reference", inputs, weights, time)
+    ours = autocast_results(torch.float16, "triton", inputs, weights, time)
+    assert all(tensor.dtype == torch.float32 for tensor in ours)
+    assert_as_exact(truth, eager, ours)
+    assert torch.equal(ours[2], eager[2])  # the gradient of the stream
+    half = MSTAWeights(*(w.half() if torch.is_tensor(w) else w for w in weights))
+    x, base = x.half(), base.float()
+    launches = traffic.count(lambda: msta.forward(x, base, half, time, 0.5, False))
+    assert len(launches) == (4 if reading == "after_up" else 3)
+    assert launches[-1].read >= base.nbytes and launches[-1].written == base.nbytes
 
 
 @pytest.mark.parametrize("reading", READINGS)

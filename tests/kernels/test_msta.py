@@ -197,6 +197,32 @@ def test_compiled_equals_eager_without_a_graph_break():
     assert y.dtype == torch.float32 and (y - eager[0]).abs().max() < 0.05
 
 
+def autocast_results(dtype: torch.dtype, backend: str, inputs: list[Tensor], weights: MSTAWeights, time):
+    """Output and gradients of fp32 leaves, computed in dtype."""
+    leaves = [tensor.float().requires_grad_() for tensor in (*inputs, *(w for w in weights if torch.is_tensor(w)))]
+    x, base, *rest = leaves
+    with torch.autocast("cpu", dtype):
+        packed = MSTAWeights(*rest, after_up=weights.after_up)
+        y = kernels.msta_adapter(x, base, packed, time, scale=0.3, backend=backend)
+    slope = torch.randn(y.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64).float()
+    return [y.detach(), *torch.autograd.grad(y, leaves, slope)]
+
+
+@needs_extension
+@pytest.mark.parametrize("joint", [False, True], ids=["per frame", "joint"])
+@pytest.mark.parametrize("reading", READINGS)
+def test_under_autocast_the_stream_keeps_its_precision(reading, joint):
+    (x, base), weights, time = problem(reading, 3, joint, clips=3)
+    inputs = [x.bfloat16().double(), base * 1000]  # in bf16 a thousand is off by two
+    weights = MSTAWeights(*(w.bfloat16().double() if torch.is_tensor(w) else w for w in weights))
+    truth = results(torch.float64, "reference", inputs, weights, time)
+    eager = autocast_results(torch.bfloat16, "reference", inputs, weights, time)
+    ours = autocast_results(torch.bfloat16, "native", inputs, weights, time)
+    assert all(tensor.dtype == torch.float32 for tensor in ours)
+    assert_as_exact(truth, eager, ours)
+    assert torch.equal(ours[2], eager[2])  # the gradient of the stream
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
