@@ -13,7 +13,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -50,33 +50,51 @@ def run_one(folder: Path, data_set: str, protocol: str) -> None:
     import torch
 
     from m2clip import protocols
-    from m2clip.config import load_config
-    from m2clip.protocol_runs import Contender, Reporter
 
     torch.set_num_threads(1)
-    videos = folder / data_set / "videos"
+    videos, output = folder / data_set / "videos", folder / data_set / protocol
+    taking_part = contenders(data_set, videos, METHODS)
+    if protocol == "few_shot":
+        protocols.few_shot(taking_part, output, shots=SHOTS, seeds=(FEW_SHOT_SEED,), reporter=reporter(data_set))
+    else:
+        base_to_novel(taking_part, videos, output, SEEDS)
+
+
+def contenders(data_set: str, videos: Path, methods: Mapping[str, tuple[str, Sequence[str]]]) -> list[Any]:
+    """Recipes with their overrides, by name, set to a data set's videos."""
+    from m2clip.config import load_config
+    from m2clip.protocol_runs import Contender
+
     lists = {"train": "base_train.txt", "val": "base_val.txt", "classes": "base_classes.csv"}
-    contenders = []
-    for name, (recipe, own) in METHODS.items():
+    found = []
+    for name, (recipe, own) in methods.items():
         overrides = [f"data.{field}={videos / file}" for field, file in lists.items()]
         overrides += [*SHARED, f"optim.epochs={EPOCHS[data_set]}", *own]
         config = load_config(recipe, overrides)
         if config.model.method == "msta":
             config.model.options["descriptions"] = [f"{data_set}-spatial", f"{data_set}-temporal"]
-        contenders.append(Contender(name, config))
-    reporter = Reporter(quiet=True, say=lambda line: print(f"{data_set}: {line}", flush=True))
-    output = folder / data_set / protocol
-    if protocol == "few_shot":
-        protocols.few_shot(contenders, output, shots=SHOTS, seeds=(FEW_SHOT_SEED,), reporter=reporter)
-    else:
-        protocols.base_to_novel(
-            contenders,
-            output,
-            seeds=SEEDS,
-            novel_classes=load_names(videos / "novel_classes.csv"),
-            novel_list=str(videos / "novel_val.txt"),
-            reporter=reporter,
-        )
+        found.append(Contender(name, config))
+    return found
+
+
+def base_to_novel(taking_part: Sequence[Any], videos: Path, output: Path, seeds: Sequence[int]) -> dict[str, Any]:
+    """The protocol on a rendered data set."""
+    from m2clip import protocols
+
+    return protocols.base_to_novel(
+        taking_part,
+        output,
+        seeds=seeds,
+        novel_classes=load_names(videos / "novel_classes.csv"),
+        novel_list=str(videos / "novel_val.txt"),
+        reporter=reporter(videos.parent.name),
+    )
+
+
+def reporter(data_set: str) -> Any:
+    from m2clip.protocol_runs import Reporter
+
+    return Reporter(quiet=True, say=lambda line: print(f"{data_set}: {line}", flush=True))
 
 
 def load_names(path: Path) -> list[str]:
