@@ -20,42 +20,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from torch import Tensor
 
-from benchmarks.adapter_plot import COMPILED_SHADE, REFERENCE_SHADE
+from benchmarks import model_speed
 from benchmarks.measure import Budget, calls_for, interleave, ratio, summary, write_results
-from benchmarks.train_variants import (
-    AUTHORS,
-    CPU_VARIANTS,
-    OURS,
-    REFERENCE,
-    TOLERANCE,
-    VARIANTS,
-    Problem,
-    runnable,
-)
-from m2clip.plot_parts import INK, QUIET, STRONG, figure, save
+from benchmarks.model_speed import chosen, set_dtype, shade, told
+from benchmarks.train_variants import AUTHORS, TOLERANCE, VARIANTS, Problem
+from m2clip.plot_parts import INK, figure, save
 
 BATCHES = {"cuda": (1, 8, 32), "cpu": (1, 4)}
 TURN_SECONDS = 0.05
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clip", default="ViT-B-16-quickgelu")
-    parser.add_argument("--frames", type=int, default=8)
+    parser = model_speed.parser(__doc__, rounds=10)
     parser.add_argument("--batches", type=int, nargs="+", help="clips a pass (default: 1 4, on a GPU 1 8 32)")
-    parser.add_argument("--classes", default="k400")
-    parser.add_argument("--dtype", choices=tuple(TOLERANCE), help="default: float32, on a GPU bfloat16")
-    parser.add_argument("--variants", nargs="+", choices=tuple(VARIANTS), metavar="NAME", help=", ".join(VARIANTS))
-    parser.add_argument("--no-compile", action="store_true", help="leave the torch.compile variants out")
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    Budget.add_argument(parser)
-    parser.add_argument("--out", type=Path, help="folder of JSON and PNG (default: benchmarks/results/<device>)")
     args = parser.parse_args()
-    kind = torch.device(args.device).type
+    kind = set_dtype(args)
     args.batches = args.batches or list(BATCHES[kind])
-    args.dtype = args.dtype or ("bfloat16" if kind == "cuda" else "float32")
     return args
 
 
@@ -79,7 +59,7 @@ def prepare(
         except Exception as error:
             if problem.device.type == "cpu":
                 raise
-            not_run[name] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            not_run[name] = told(error)
             continue
         expected = found if expected is None else expected
         difference = ((found - expected).norm() / expected.norm()).item()
@@ -111,12 +91,7 @@ def main() -> None:
     args = arguments()
     torch.set_num_threads(args.threads)
     device, budget = torch.device(args.device), Budget(args.budget)
-    names, not_run = runnable(device)
-    wanted = args.variants or (list(VARIANTS) if device.type == "cuda" else CPU_VARIANTS)
-    not_run = {name: reason for name, reason in not_run.items() if name in wanted}
-    if args.no_compile:
-        not_run |= {name: "left out by --no-compile" for name in wanted if VARIANTS[name].compiled}
-    names = [name for name in names if name in wanted and name not in not_run]
+    names, not_run = chosen(args)
     cases = []
     for batch in args.batches:
         if not budget.allows(f"batch {batch}"):
@@ -173,9 +148,7 @@ def draw(results: dict[str, Any], path: Path) -> Path:
                 own = case["variants"].get(name)
                 if own is None:
                     continue
-                shades = {REFERENCE: REFERENCE_SHADE, OURS: STRONG, AUTHORS: QUIET}
-                colour = shades.get(name, COMPILED_SHADE if VARIANTS[name].compiled else STRONG)
-                axes.barh(place, own["throughput"], height=0.68, color=colour)
+                axes.barh(place, own["throughput"], height=0.68, color=shade(name))
                 axes.annotate(f" {own['throughput']:.1f}", (own["throughput"], place), va="center", fontsize=8)
             axes.set_ylim(len(names) - 0.5, -0.5)
             axes.set_xlabel(f"clips a second, {case['batch']} at a time", fontsize=8, labelpad=1)

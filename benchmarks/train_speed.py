@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.adapter_plot import COMPILED_SHADE, REFERENCE_SHADE
+from benchmarks import model_speed
 from benchmarks.measure import (
     Budget,
     interleave,
@@ -42,17 +42,9 @@ from benchmarks.measure import (
     synchronise,
     write_results,
 )
-from benchmarks.train_variants import (
-    AUTHORS,
-    CPU_VARIANTS,
-    OURS,
-    REFERENCE,
-    TOLERANCE,
-    VARIANTS,
-    Problem,
-    runnable,
-)
-from m2clip.plot_parts import INK, QUIET, STRONG, figure, save
+from benchmarks.model_speed import chosen, set_dtype, shade, told
+from benchmarks.train_variants import AUTHORS, REFERENCE, TOLERANCE, VARIANTS, Problem
+from m2clip.plot_parts import INK, figure, save
 
 GEMM_ROWS = {"cuda": 8192, "cpu": 1024}  # of three square matrices: the matmul peak
 GEMM_CALLS = 10
@@ -61,28 +53,14 @@ BATCH = {"cuda": 32, "cpu": 2}
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clip", default="ViT-B-16-quickgelu")
-    parser.add_argument("--frames", type=int, default=8)
+    parser = model_speed.parser(__doc__, rounds=5)
     parser.add_argument("--batch", type=int, help="clips a step (default: 2, on a GPU 32)")
-    parser.add_argument("--classes", default="k400")
-    parser.add_argument("--dtype", choices=tuple(TOLERANCE), help="default: float32, on a GPU bfloat16")
-    parser.add_argument("--variants", nargs="+", choices=tuple(VARIANTS), metavar="NAME", help=", ".join(VARIANTS))
-    parser.add_argument("--no-compile", action="store_true", help="leave the torch.compile variants out")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    Budget.add_argument(parser)
-    parser.add_argument(
-        "--out", "--output", dest="output", type=Path, help="folder for the JSON (default: benchmarks/results/<device>)"
-    )
     parser.add_argument(
         "--memory-of", choices=tuple(VARIANTS), help="run only this variant and print its memory as JSON"
     )
     args = parser.parse_args()
-    kind = torch.device(args.device).type
+    kind = set_dtype(args)
     args.batch = args.batch or BATCH[kind]
-    args.dtype = args.dtype or ("bfloat16" if kind == "cuda" else "float32")
     return args
 
 
@@ -196,18 +174,6 @@ def memory(args: argparse.Namespace) -> dict[str, float]:
     return {"peak_gb": peak, "before_steps_gb": before, "steps_gb": peak - before}
 
 
-def chosen(args: argparse.Namespace) -> tuple[list[str], dict[str, str]]:
-    """Variants to run, those without torch.compile first, and why others are not."""
-    device = torch.device(args.device)
-    found, not_run = runnable(device)
-    wanted = args.variants or (list(VARIANTS) if device.type == "cuda" else CPU_VARIANTS)
-    names = sorted((name for name in found if name in wanted), key=lambda name: VARIANTS[name].compiled)
-    not_run = {name: reason for name, reason in not_run.items() if name in wanted}
-    if args.no_compile:
-        not_run |= {name: "left out by --no-compile" for name in names if VARIANTS[name].compiled}
-    return [name for name in names if name not in not_run], not_run
-
-
 def main() -> None:
     args = arguments()
     torch.set_num_threads(args.threads)
@@ -241,14 +207,14 @@ def attempt(run: Run, name: str, not_run: dict[str, str]) -> None:
     except Exception as error:
         if run.device.type == "cpu":
             raise
-        not_run[name] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        not_run[name] = told(error)
         torch.cuda.empty_cache()
 
 
 def report(run: Run, not_run: dict[str, str]) -> Path:
     """Check the losses, time all that is ready and write the JSON."""
     run.check()
-    return write_results("train_speed", run.device, run.results(not_run), run.args.output)
+    return write_results("train_speed", run.device, run.results(not_run), run.args.out)
 
 
 def show(results: dict[str, Any]) -> None:
@@ -281,8 +247,7 @@ def draw(results: dict[str, Any], path: Path) -> Path:
     with figure(9.5, 1.2 + 0.4 * len(names)) as drawn:
         left, right = drawn.subplots(1, 2)
         for place, name in enumerate(names):
-            shades = {REFERENCE: REFERENCE_SHADE, OURS: STRONG, AUTHORS: QUIET}
-            colour = shades.get(name, COMPILED_SHADE if VARIANTS[name].compiled else STRONG)
+            colour = shade(name)
             seconds, memory = results["seconds"][name]["median"], results["memory"][name]["steps_gb"]
             left.barh(place, seconds, height=0.68, color=colour)
             shown = f"{seconds:.1f}" if seconds >= 1 else f"{1e3 * seconds:.0f} ms"
