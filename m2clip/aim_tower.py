@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .adapters.unimodal import AIMAdapters
-from .towers import Block, VisionTower
+from .towers import Block, TimedVisionTower
 
 PLACE = "aim"  # of a block's AIMAdapters
 
@@ -53,44 +52,15 @@ class AIMBlock(Block):
         return self.attn.out_proj(mixed.transpose(1, 2).reshape(x.shape))
 
 
-class AIMVisionTower(VisionTower):
+class AIMVisionTower(TimedVisionTower):
     """A CLIP vision transformer whose adapted blocks attend over the frames of a clip, too.
 
     Args:
-        visual: see :class:`VisionTower`.
+        visual, num_frames: see :class:`TimedVisionTower`.
         adapters: per block index (0-based) ``{PLACE: AIMAdapters}``.
-        num_frames: T of a trained temporal embedding, added to all tokens of a frame in front of the first norm, which
-            starts at zero; None for none.
-
-    Source: AIM (ICLR 2023); the place of the embedding is that of its code.
     """
 
     block_type = AIMBlock
-
-    def __init__(self, visual: Any, adapters: Mapping[int, Mapping[str, nn.Module]], num_frames: int | None) -> None:
-        super().__init__(visual, adapters)
-        self.temporal_embedding: nn.Parameter | None = None
-        if num_frames is not None:
-            self.temporal_embedding = nn.Parameter(torch.zeros(1, num_frames, self.width))
-            self.first_adapted = 0
-
-    def forward(self, video: Tensor) -> Tensor:
-        if self.temporal_embedding is None or not self.adapters_enabled:
-            return super().forward(video)
-        clips, frames = video.shape[:2]
-        x = self.embed_clips(video.to(self.conv1.weight.dtype), self.temporal_embedding)
-        return self.run_blocks(x, frames)[:, 0].unflatten(0, (clips, frames))
-
-    def embed_clips(self, video: Tensor, over_time: Tensor) -> Tensor:
-        """Tokens (B*T, 1 + H*W, D) entering the first block, of clips (B, T, 3, height, width).
-
-        over_time: (1, T, D).
-        """
-        patches = self.conv1(video.flatten(0, 1)).flatten(2).transpose(1, 2)
-        tokens = torch.cat([self.class_embedding.expand(len(patches), 1, -1), patches], dim=1)
-        # Place and time are added to each other first: one pass over the tokens, as without time.
-        place_and_time = (self.positional_embedding + over_time[0, :, None]).to(tokens.dtype)
-        return self.ln_pre((tokens.unflatten(0, video.shape[:2]) + place_and_time).flatten(0, 1))
 
     def _block(self, block: Any, x: Tensor, frames: int, last: bool) -> Tensor:
         if block.adapters is None or not self.adapters_enabled:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .adapters.ma_fsar import MultimodalAdapters
-from .towers import Block, VisionTower
+from .towers import Block, TimedVisionTower
 
 PLACE = "multimodal"  # of a block's MultimodalAdapters
 
@@ -81,23 +81,15 @@ class MultimodalBlock(Block):
         return self.ls_1(torch.cat(mixed))
 
 
-class MultimodalVisionTower(VisionTower):
+class MultimodalVisionTower(TimedVisionTower):
     """A CLIP vision transformer over frames whose adapted blocks see the clip's time and, in support videos, its text.
 
     Args:
-        visual: see :class:`VisionTower`.
+        visual, num_frames: see :class:`TimedVisionTower`.
         adapters: per block index (0-based) ``{PLACE: MultimodalAdapters}``.
-        frames: T of a trained temporal embedding, added to all tokens of a frame, which starts at zero; None for none.
     """
 
     block_type = MultimodalBlock
-
-    def __init__(self, visual: Any, adapters: Mapping[int, Mapping[str, nn.Module]], frames: int | None) -> None:
-        super().__init__(visual, adapters)
-        self.temporal_embedding: nn.Parameter | None = None
-        if frames is not None:
-            self.temporal_embedding = nn.Parameter(torch.zeros(1, frames, self.width))
-            self.first_adapted = 0
 
     def forward(self, video: Tensor, text: Tensor | None = None) -> Tensor:
         """Class tokens (V, T, D) after the last block, of normalised clips (V, T, 3, H, W).
@@ -105,7 +97,7 @@ class MultimodalVisionTower(VisionTower):
         text: features (S, D_vl) of the classes of the first S clips, see :meth:`MultimodalBlock.forward`.
         """
         frames, last = video.shape[1], len(self.blocks) - 1
-        x = self.embed_clips(video.to(self.conv1.weight.dtype))
+        x = self.embed_clips(video)
         for i, block in enumerate(self.blocks):
             with torch.set_grad_enabled(torch.is_grad_enabled() and i >= self.first_adapted):
                 if block.adapters is not None and self.adapters_enabled:
@@ -113,13 +105,3 @@ class MultimodalVisionTower(VisionTower):
                 else:
                     x = self._block(block, x, frames, i == last)
         return x[:, 0].unflatten(0, (-1, frames))
-
-    def embed_clips(self, video: Tensor) -> Tensor:
-        """Tokens (V*T, 1 + H*W, D) entering the first block; the time of a frame is told before the first norm."""
-        if self.temporal_embedding is None or not self.adapters_enabled:
-            return self.embed(video.flatten(0, 1))
-        patches = self.conv1(video.flatten(0, 1)).flatten(2).transpose(1, 2)
-        tokens = torch.cat([self.class_embedding.expand(len(patches), 1, -1), patches], dim=1)
-        tokens = (tokens + self.positional_embedding).unflatten(0, video.shape[:2])
-        over_time = self.temporal_embedding.to(tokens.dtype)[:, :, None]
-        return self.ln_pre((tokens + over_time).flatten(0, 1))

@@ -170,9 +170,11 @@ class VisionTower(nn.Module):
 
     def embed(self, images: Tensor) -> Tensor:
         """Tokens (N, 1 + H*W, D) entering the first block, of images (N, 3, height, width)."""
+        return self.ln_pre(self._tokens(images) + self.positional_embedding)
+
+    def _tokens(self, images: Tensor) -> Tensor:
         patches = self.conv1(images).flatten(2).transpose(1, 2)
-        class_tokens = self.class_embedding.expand(len(images), 1, -1)
-        return self.ln_pre(torch.cat([class_tokens, patches], dim=1) + self.positional_embedding)
+        return torch.cat([self.class_embedding.expand(len(images), 1, -1), patches], dim=1)
 
     def _block(self, block: Block, x: Tensor, frames: int, last: bool) -> Tensor:
         x = self._adapt(block.pre_attn, x, frames)
@@ -195,6 +197,39 @@ class VisionTower(nn.Module):
     def project(self, class_tokens: Tensor) -> Tensor:
         """Features (..., D_vl) in the joint space, of class tokens (..., D)."""
         return self.ln_post(class_tokens) @ self.proj
+
+
+class TimedVisionTower(VisionTower):
+    """A CLIP vision transformer that can tell the frames of a clip by a trained temporal embedding.
+
+    Args:
+        visual, adapters: see :class:`VisionTower`.
+        num_frames: T of the embedding, which is added to all tokens of a frame in front of the first norm and starts at
+            zero; None for none.
+
+    Source: AIM (ICLR 2023); the place of the embedding is that of its code.
+    """
+
+    def __init__(self, visual: Any, adapters: Mapping[int, Mapping[str, nn.Module]], num_frames: int | None) -> None:
+        super().__init__(visual, adapters)
+        self.temporal_embedding: nn.Parameter | None = None
+        if num_frames is not None:
+            self.temporal_embedding = nn.Parameter(torch.zeros(1, num_frames, self.width))
+            self.first_adapted = 0
+
+    def forward(self, video: Tensor) -> Tensor:
+        return self.run_blocks(self.embed_clips(video), video.shape[1])[:, 0].unflatten(0, video.shape[:2])
+
+    def embed_clips(self, video: Tensor) -> Tensor:
+        """Tokens (B*T, 1 + H*W, D) entering the first block, of clips (B, T, 3, height, width)."""
+        images = video.flatten(0, 1).to(self.conv1.weight.dtype)
+        if self.temporal_embedding is None or not self.adapters_enabled:
+            with torch.no_grad():
+                return self.embed(images)
+        tokens = self._tokens(images)
+        # Place and time are added to each other first: one pass over the tokens, as without time.
+        place_and_time = (self.positional_embedding + self.temporal_embedding[0, :, None]).to(tokens.dtype)
+        return self.ln_pre((tokens.unflatten(0, video.shape[:2]) + place_and_time).flatten(0, 1))
 
 
 class TextTower(nn.Module):
