@@ -39,6 +39,8 @@ class DataConfig:
         sampling: "uniform" (one frame from each of num_frames equal segments) or "dense" (every stride-th frame).
         stride: distance between the frames of a dense clip, in frames.
         reader: video reader, or "auto".
+        isolate: decode in child processes: a video that crashes, hangs or bloats its decoder counts as unreadable, and
+            nothing else is lost.
         workers: decoding processes of each training process.
         augmentation: "crop_flip" (short-side jitter, random crop), "randaugment" (and random resized crop),
             "multi_scale_crop" (crops of four sizes at five places, colour jitter, grey clips) or "none".
@@ -57,6 +59,7 @@ class DataConfig:
     sampling: Literal["uniform", "dense"] = "uniform"
     stride: int = 16
     reader: str = "auto"
+    isolate: bool = False
     workers: int = 4
     augmentation: Literal["crop_flip", "randaugment", "multi_scale_crop", "none"] = "crop_flip"
     flip: bool = True

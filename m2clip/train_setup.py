@@ -121,6 +121,7 @@ def clip_settings(config: RunConfig, image_size: tuple[int, int]) -> ClipSetting
         stride=data.stride,
         clips=config.eval.clips,
         reader=data.reader,
+        isolate=data.isolate,
         size=image_size[0],
         augmentation=data.augmentation,
         flip=data.flip,

@@ -110,6 +110,7 @@ def clip_settings(config: RunConfig, model: VideoModel) -> ClipSettings:
         sampling=data.sampling,
         stride=data.stride,
         reader=data.reader,
+        isolate=data.isolate,
         normalize=data.normalize,
         clips=config.eval.clips,
         crops=config.eval.crops,

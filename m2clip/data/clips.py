@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, Sampler
 
 from m2clip.data.annotations import Annotations, VideoItem
 from m2clip.data.decode import READERS, Video, VideoError, open_video
+from m2clip.data.isolated import open_isolated
 from m2clip.data.sampling import dense_indices, uniform_indices
 from m2clip.data.transforms import EvalTransform, TrainTransform, TransformSettings
 from m2clip.errors import InputError
@@ -36,6 +37,7 @@ class ClipSettings:
         reader: a reader of `m2clip.data.decode`.
         augmentation, flip, normalize, crops: as in `TransformSettings`.
         clips: test clips per video; views = clips x crops.
+        isolate: decode in a child process, which a video may crash (`m2clip.data.isolated`).
 
     Raises:
         InputError: a choice that does not exist, or a number below 1.
@@ -51,6 +53,7 @@ class ClipSettings:
     normalize: str = "clip"
     clips: int = 1
     crops: int | str = 1
+    isolate: bool = False
 
     def __post_init__(self) -> None:
         if self.sampling not in SAMPLINGS:
@@ -243,4 +246,5 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _open(item: VideoItem, settings: ClipSettings) -> Video:
     reader = "frames" if item.pattern is not None else settings.reader
-    return open_video(item.path, reader, pattern=item.pattern, num_frames=item.num_frames)
+    opener = open_isolated if settings.isolate else open_video
+    return opener(item.path, reader, pattern=item.pattern, num_frames=item.num_frames)

@@ -8,13 +8,12 @@ the file's rotation metadata asks. Only the frames asked for are converted and k
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from m2clip.data.video_base import Video, VideoError
+from m2clip.data.video_base import Video, VideoError, stack
 from m2clip.data.video_pyav import PyAVVideo
 from m2clip.errors import InputError
 
@@ -75,16 +74,19 @@ class _CheckedVideo(Video):
         """Open the file with the library; False where it fails or counts other frames than the scan."""
         raise NotImplementedError
 
-    def _fetch(self, indices: list[int]) -> Tensor | None:
+    def _fetch(self, indices: list[int]) -> np.ndarray | None:
         """The frames as (n, 3, H, W) uint8, None where the library fails."""
         raise NotImplementedError
 
-    def _read_sorted(self, indices: list[int]) -> Tensor:
+    def _read_sorted(self, indices: list[int]) -> np.ndarray:
         frames = None if self.uses_pyav else self._fetch(indices)
         if frames is None:
             self.uses_pyav = True
             return self._pyav._read_sorted(indices)
         return frames
+
+    def seconds(self, indices: Sequence[int]) -> list[float] | None:
+        return self._pyav.seconds(indices)
 
     def close(self) -> None:
         self._pyav.close()
@@ -105,14 +107,14 @@ class DecordVideo(_CheckedVideo):
             return False
         return len(self._reader) == self.num_frames
 
-    def _fetch(self, indices: list[int]) -> Tensor | None:
+    def _fetch(self, indices: list[int]) -> np.ndarray | None:
         import decord
 
         try:
-            frames = self._reader.get_batch(indices).asnumpy()
+            frames: np.ndarray = self._reader.get_batch(indices).asnumpy()
         except (decord.DECORDError, RuntimeError):
             return None
-        return torch.from_numpy(frames).permute(0, 3, 1, 2)
+        return frames.transpose(0, 3, 1, 2)
 
     def close(self) -> None:
         super().close()
@@ -137,9 +139,9 @@ class TorchCodecVideo(_CheckedVideo):
             return False
         return len(self._decoder) == self.num_frames
 
-    def _fetch(self, indices: list[int]) -> Tensor | None:
+    def _fetch(self, indices: list[int]) -> np.ndarray | None:
         try:
-            return self._decoder.get_frames_at(indices).data
+            return self._decoder.get_frames_at(indices).data.numpy()
         except (RuntimeError, ValueError):
             return None
 
@@ -164,11 +166,11 @@ class FrameFolder(Video):
         if not count:
             raise VideoError(f"{path}: holds no images" + (f" named {pattern}" if pattern else ""))
 
-    def _read_sorted(self, indices: list[int]) -> Tensor:
+    def _read_sorted(self, indices: list[int]) -> np.ndarray:
         frames = [_read_image(self._files[index]) for index in indices]
         if len({frame.shape for frame in frames}) > 1:
             raise VideoError(f"{self.path}: its images differ in size")
-        return torch.stack(frames)
+        return stack(frames)
 
 
 def _count_images(path: Path, pattern: str) -> int:
@@ -178,7 +180,8 @@ def _count_images(path: Path, pattern: str) -> int:
     return count
 
 
-def _read_image(path: Path) -> Tensor:
+def _read_image(path: Path) -> np.ndarray:
+    """(3, H, W) uint8 of an image, turned as its EXIF orientation says."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
@@ -188,4 +191,4 @@ def _read_image(path: Path) -> Tensor:
         raise VideoError(f"{path}: no such image") from None
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise VideoError(f"{path}: not a readable image ({str(error).splitlines()[0]})") from None
-    return torch.from_numpy(np.array(upright)).permute(2, 0, 1)
+    return np.asarray(upright).transpose(2, 0, 1)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from m2clip.data.video_base import Video, VideoError, check_file
+from m2clip.data.video_base import Video, VideoError, check_file, stack
 
 if TYPE_CHECKING:
     import av
@@ -110,7 +109,7 @@ class PyAVVideo(Video):
             except av.error.InvalidDataError:
                 continue
 
-    def _read_sorted(self, indices: list[int]) -> Tensor:
+    def _read_sorted(self, indices: list[int]) -> np.ndarray:
         import av
 
         try:
@@ -126,9 +125,9 @@ class PyAVVideo(Video):
             raise VideoError(f"{self.path}: damaged: frame {missing} of {self.num_frames} cannot be decoded")
         if len({frame.shape for frame in found}) > 1:
             raise VideoError(f"{self.path}: the frame size changes within the video")
-        return torch.stack(found)
+        return stack(found)
 
-    def _read_by_rank(self, indices: list[int]) -> list[Tensor]:
+    def _read_by_rank(self, indices: list[int]) -> list[np.ndarray]:
         self._rewind()
         wanted, last = set(indices), indices[-1]
         found = []
@@ -139,9 +138,9 @@ class PyAVVideo(Video):
                 break
         return found
 
-    def _read_by_time(self, times: list[int]) -> list[Tensor]:
+    def _read_by_time(self, times: list[int]) -> list[np.ndarray]:
         """The frames at ascending presentation times, up to the first that cannot be found."""
-        found: list[Tensor] = []
+        found: list[np.ndarray] = []
         while len(found) < len(times):
             before = len(found)
             key = self._key_before(times[before])
@@ -160,7 +159,7 @@ class PyAVVideo(Video):
     def _key_before(self, time: int) -> int:
         return max(bisect_right(self._keys, time) - 1, 0)
 
-    def _decode_run(self, times: list[int]) -> list[Tensor]:
+    def _decode_run(self, times: list[int]) -> list[np.ndarray]:
         import av
 
         wanted, found = set(times), []
@@ -178,6 +177,11 @@ class PyAVVideo(Video):
                 if frame.pts is not None and frame.pts >= times[-1]:
                     return found
         return found
+
+    def seconds(self, indices: Sequence[int]) -> list[float] | None:
+        if self.times is None or self._stream.time_base is None:
+            return super().seconds(indices)
+        return [float((self.times[index] - self.times[0]) * self._stream.time_base) for index in indices]
 
     def close(self) -> None:
         self._container.close()
@@ -215,8 +219,7 @@ def _reason(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error).splitlines()[0]
 
 
-def _upright(frame: av.VideoFrame) -> Tensor:
+def _upright(frame: av.VideoFrame) -> np.ndarray:
     """(3, H, W) uint8 of one decoded frame, turned as its display matrix says."""
-    image = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
-    quarter_turns = round(frame.rotation / 90) % 4
-    return torch.rot90(image, quarter_turns, (1, 2)) if quarter_turns else image
+    image = frame.to_ndarray(format="rgb24").transpose(2, 0, 1)
+    return np.rot90(image, round(frame.rotation / 90) % 4, (1, 2))
