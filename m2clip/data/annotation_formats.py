@@ -9,9 +9,13 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from m2clip.data.label_sets import load_class_names, match_key, parse_class_file, read_json, read_lines
 from m2clip.errors import InputError
+
+if TYPE_CHECKING:
+    from m2clip.data.shards import ShardSample
 
 VIDEO_SUFFIXES = frozenset(
     [".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ts", ".gif", ".ogv"]
@@ -31,6 +35,7 @@ class Row:
     label: int
     num_frames: int | None = None
     pattern: str | None = None
+    sample: ShardSample | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +56,7 @@ class Parsed:
     class_names: list[str] | None
 
 
-class _ClassLookup:
+class ClassLookup:
     """Class name -> label, blind to case, spaces and underscores."""
 
     def __init__(self, names: list[str]) -> None:
@@ -117,7 +122,7 @@ def parse_kinetics(source: Source) -> Parsed:
         if source.split is None or record["split"].strip() == source.split:
             records.append((where, record))
     names = source.class_names or sorted({record["label"].strip() for _, record in records})
-    lookup = _ClassLookup(names)
+    lookup = ClassLookup(names)
     folders = _class_folders(source.root)
     rows = []
     for where, record in records:
@@ -138,7 +143,7 @@ def parse_ssv2(source: Source) -> Parsed:
     if not isinstance(entries, list):
         raise InputError(f"{source.path}: expected a list of videos, found a {type(entries).__name__}")
     names = source.class_names or _ssv2_names(source.path)
-    lookup = _ClassLookup(names)
+    lookup = ClassLookup(names)
     rows = []
     for number, entry in enumerate(entries, start=1):
         where = f"{source.path}, entry {number}"
@@ -172,7 +177,7 @@ def parse_ucf101(source: Source) -> Parsed:
     names = source.class_names or official
     if names is None:
         raise InputError(f"{path}: no classInd.txt beside it; give the class names (class_names='ucf101' is built in)")
-    lookup = _ClassLookup(names)
+    lookup = ClassLookup(names)
     rows = []
     for number, line in read_lines(path):
         where = _where(path, number)
@@ -208,7 +213,7 @@ def parse_hmdb51(source: Source) -> Parsed:
     flag = {"train": "1", "test": "2"}[part]
     folder_names = [re.sub(r"_test_split\d$", "", file.stem) for file in files]
     names = source.class_names or _hmdb_names(folder_names)
-    lookup = _ClassLookup(names)
+    lookup = ClassLookup(names)
     rows = []
     for file, folder in zip(files, folder_names, strict=True):
         for number, line in read_lines(file):
@@ -285,7 +290,7 @@ def parse_folder(source: Source) -> Parsed:
     if not folders:
         raise InputError(f"{top}: expected one sub-folder of videos per class, found no sub-folder")
     names = source.class_names or [folder.name.replace("_", " ") for folder in folders]
-    lookup = _ClassLookup(names)
+    lookup = ClassLookup(names)
     rows = []
     for folder in folders:
         label = lookup.label(folder.name, str(folder))

@@ -13,6 +13,7 @@ from pathlib import Path
 from m2clip.data import annotation_formats as formats
 from m2clip.data.annotation_formats import VIDEO_SUFFIXES, Row, Source
 from m2clip.data.label_sets import load_class_names, match_key, read_lines
+from m2clip.data.shards import ShardSample, is_pack, parse_shards
 from m2clip.errors import InputError
 
 __all__ = ["FORMATS", "VIDEO_SUFFIXES", "Annotations", "VideoItem", "detect_format", "list_hash", "load_annotations"]
@@ -26,6 +27,7 @@ FORMATS: dict[str, Callable[[Source], formats.Parsed]] = {
     "frames": formats.parse_frames,
     "episodes": formats.parse_episodes,
     "folder": formats.parse_folder,
+    "shards": parse_shards,
 }
 
 
@@ -38,12 +40,15 @@ class VideoItem:
         label: class id from 0.
         num_frames: number of images of a frame folder, None for a video file.
         pattern: name of the images with the frame number from 1, e.g. "img_{:05d}.jpg".
+        sample: where its frames are stored, if it is read from a pack; `path` then is that of the packed video, below
+            the folder that all videos of the pack had in common.
     """
 
     path: Path
     label: int
     num_frames: int | None = None
     pattern: str | None = None
+    sample: ShardSample | None = None
 
 
 @dataclass(frozen=True)
@@ -113,10 +118,12 @@ def load_annotations(
     """Read a list of labelled videos. Whether the video files exist is not checked here.
 
     Args:
-        path: annotation file, or a folder (one sub-folder of videos per class, or UCF101's / HMDB51's split files).
+        path: annotation file, or a folder (one sub-folder of videos per class, UCF101's / HMDB51's split files, or what
+            `m2clip pack` wrote).
         root: folder that relative video paths start from; default: the folder of the annotation file.
         format: "auto" or a key of `FORMATS`: "list" (`path INT`, also comma separated), "kinetics" (csv), "ssv2"
-            (json), "ucf101", "hmdb51", "frames" (`dir num_frames label`), "episodes" (`train0//path`), "folder".
+            (json), "ucf101", "hmdb51", "frames" (`dir num_frames label`), "episodes" (`train0//path`), "folder",
+            "shards" (a pack: its folder or manifest.json).
         class_names: names in label order, or a built-in list or class file for `load_class_names`. Formats that name
             their classes are matched by name (case, spaces and underscores do not count).
         split: which part: "train1" ... "test3" for a folder of UCF101 or HMDB51; the split column for kinetics; the
@@ -139,7 +146,7 @@ def load_annotations(
         names = list(class_names)
     chosen = detect_format(path) if format == "auto" else format
     split = None if split is None else str(split)
-    if split is not None and chosen in ("list", "ssv2", "frames"):
+    if split is not None and chosen in ("list", "ssv2", "frames", "shards"):
         raise InputError(f"{path}: the {chosen} format has no splits; drop split={split!r}")
     base = Path(root) if root is not None else (path if path.is_dir() else path.parent)
     parsed = FORMATS[chosen](Source(path, base, names, split))
@@ -152,7 +159,8 @@ def load_annotations(
 def list_hash(items: Sequence[VideoItem]) -> str:
     """First 16 hex digits of SHA-256 over the lines "path<TAB>label" in list order.
 
-    The folder common to all paths is left out, so that the hash is the same on every machine.
+    The folder common to all paths is left out, so that the hash is the same on every machine. A pack from which no
+    video is missing has the hash of the list that was packed: the videos are the same, and stored episodes of them fit.
 
     Args:
         items: the videos.
@@ -171,6 +179,8 @@ def list_hash(items: Sequence[VideoItem]) -> str:
 
 def detect_format(path: Path) -> str:
     """The annotation format of a file or folder, from its name and its first line."""
+    if is_pack(path):
+        return "shards"
     if path.is_dir():
         if (path / "classInd.txt").is_file():
             return "ucf101"
@@ -206,4 +216,4 @@ def _checked(rows: Sequence[Row], class_names: list[str] | None) -> tuple[VideoI
         if row.path in seen:
             raise InputError(f"{row.where}: duplicate path {row.path}, already at {seen[row.path]}")
         seen[row.path] = row.where
-    return tuple(VideoItem(row.path, row.label, row.num_frames, row.pattern) for row in rows)
+    return tuple(VideoItem(row.path, row.label, row.num_frames, row.pattern, row.sample) for row in rows)

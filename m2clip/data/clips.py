@@ -16,6 +16,7 @@ from m2clip.data.annotations import Annotations, VideoItem
 from m2clip.data.decode import READERS, Video, VideoError, open_video
 from m2clip.data.isolated import open_isolated
 from m2clip.data.sampling import dense_indices, uniform_indices
+from m2clip.data.shards import ShardVideo
 from m2clip.data.transforms import EvalTransform, TrainTransform, TransformSettings
 from m2clip.errors import InputError
 
@@ -245,6 +246,13 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _open(item: VideoItem, settings: ClipSettings) -> Video:
+    if item.sample is not None:
+        if settings.sampling == "dense" and not item.sample.every_frame:
+            raise InputError(
+                f"{item.sample.shard.parent}: holds some frames of a video only, too few for clips at a stride: use "
+                "sampling uniform, or pack again with --frames all"
+            )
+        return ShardVideo(item.path, item.sample)
     reader = "frames" if item.pattern is not None else settings.reader
     opener = open_isolated if settings.isolate else open_video
     return opener(item.path, reader, pattern=item.pattern, num_frames=item.num_frames)

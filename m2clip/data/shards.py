@@ -1,0 +1,223 @@
+"""Reading packs: the sampled frames of many videos, stored as JPEG images in tar files (see `m2clip.pack`).
+
+A pack is a folder: manifest.json, shard-NNNNNN.tar and, for each shard, index/shard-NNNNNN.json. In a shard a sample is
+one stretch of bytes, KEY.json and KEY.0000.jpg, KEY.0001.jpg, ..., so that one read fetches all of it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tarfile
+import zlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from m2clip.data.annotation_formats import ClassLookup, Parsed, Row, Source
+from m2clip.data.label_sets import read_json
+from m2clip.data.video_base import Video, VideoError
+from m2clip.errors import InputError
+
+MANIFEST = "manifest.json"
+FORMAT, VERSION = "m2clip pack", 1
+_BLOCK = tarfile.BLOCKSIZE
+_MOST_OPEN = 32
+
+
+@dataclass(frozen=True, slots=True)
+class ShardSample:
+    """Where the stored frames of a video are.
+
+    Args:
+        shard: the tar file.
+        key: what the names of the sample's members start with.
+        offset, length: the stretch of the shard that the sample fills, in bytes.
+        crc32: checksum of that stretch.
+        every_frame: whether all frames of the video are stored, or only some, uniformly spread.
+    """
+
+    shard: Path
+    key: str
+    offset: int
+    length: int
+    crc32: int
+    every_frame: bool
+
+
+class ShardVideo(Video):
+    """The stored frames of one video, numbered from 0; only those that are asked for are decompressed.
+
+    `fps` is the rate of the stored frames. `original_frames` is the number of frames of the video they come from.
+
+    Raises:
+        VideoError: the shard is missing, or the sample in it is damaged.
+    """
+
+    def __init__(self, path: Path, sample: ShardSample) -> None:
+        self.path, self._sample = path, sample
+        data = _read_sample(path, sample)
+        try:
+            members = _members(data)
+            facts = json.loads(members[f"{sample.key}.json"])
+            self.times: list[float] | None = facts["times"]
+            self.original_frames: int = facts["num_frames"]
+            self.num_frames = len(facts["frames"])
+            self._images = [members[frame_name(sample.key, number)] for number in range(self.num_frames)]
+        except (KeyError, TypeError, ValueError, tarfile.TarError) as error:
+            raise VideoError(f"{_place(path, sample)}: not a sample of a pack ({type(error).__name__})") from None
+        self.fps = math.nan
+        if self.times is not None and self.times[-1] > self.times[0]:
+            self.fps = (self.num_frames - 1) / (self.times[-1] - self.times[0])
+
+    def seconds(self, indices: Sequence[int]) -> list[float] | None:
+        return None if self.times is None else [self.times[index] for index in indices]
+
+    def _read_sorted(self, indices: list[int]) -> np.ndarray:
+        from torchvision.io import ImageReadMode, decode_jpeg
+
+        frames = []
+        for index in indices:
+            # A copy: torch does not want memory that cannot be written to.
+            data = torch.frombuffer(bytearray(self._images[index]), dtype=torch.uint8)
+            try:
+                frames.append(decode_jpeg(data, ImageReadMode.RGB))
+            except RuntimeError:
+                raise VideoError(f"{_place(self.path, self._sample)}: stored frame {index} is no JPEG image") from None
+        if len({frame.shape for frame in frames}) > 1:
+            raise VideoError(f"{_place(self.path, self._sample)}: its frames differ in size")
+        return torch.stack(frames).numpy()
+
+
+def frame_name(key: str, number: int) -> str:
+    """Name of a stored frame in its shard."""
+    return f"{key}.{number:04d}.jpg"
+
+
+class _OpenShards:
+    """A few open shards; the one used longest ago is closed first.
+
+    Reads give their own position, so that processes forked from this one can share the open files.
+    """
+
+    def __init__(self) -> None:
+        self._files: OrderedDict[Path, FileIO] = OrderedDict()
+
+    def read(self, sample: ShardSample) -> bytes:
+        file = self._files.pop(sample.shard, None)
+        self._files[sample.shard] = file = file or FileIO(sample.shard)
+        if len(self._files) > _MOST_OPEN:
+            self.close(next(iter(self._files)))
+        return os.pread(file.fileno(), sample.length, sample.offset)
+
+    def close(self, shard: Path) -> None:
+        if (file := self._files.pop(shard, None)) is not None:
+            file.close()
+
+
+_open_shards = _OpenShards()
+
+
+def _read_sample(path: Path, sample: ShardSample) -> bytes:
+    for _ in range(2):
+        try:
+            data = _open_shards.read(sample)
+        except OSError as error:
+            raise VideoError(f"{_place(path, sample)}: cannot be read ({error.strerror})") from None
+        if len(data) == sample.length and zlib.crc32(data) == sample.crc32:
+            return data
+        # The file may have been replaced since it was opened.
+        _open_shards.close(sample.shard)
+    short = "truncated" if len(data) < sample.length else "damaged (its checksum is wrong)"
+    raise VideoError(f"{_place(path, sample)}: {short}; delete {sample.shard.name} and its file in index, pack again")
+
+
+def _place(path: Path, sample: ShardSample) -> str:
+    return f"{sample.shard}, sample {sample.key} ({path})"
+
+
+def _members(data: bytes) -> dict[str, memoryview | bytes]:
+    """The files in a piece of a tar archive by name."""
+    view, members, offset = memoryview(data), {}, 0
+    while offset < len(data):
+        header = tarfile.TarInfo.frombuf(data[offset : offset + _BLOCK], "utf-8", "strict")
+        start = offset + _BLOCK
+        content = view[start : start + header.size]
+        members[header.name] = bytes(content) if header.name.endswith(".json") else content
+        offset = start + -(-header.size // _BLOCK) * _BLOCK
+    return members
+
+
+def is_pack(path: Path) -> bool:
+    """Whether a path is the folder or the manifest.json of a pack."""
+    manifest = path / MANIFEST if path.is_dir() else path
+    if manifest.name != MANIFEST or not manifest.is_file():
+        return False
+    # Its first line names the format; other programs have a manifest.json as well.
+    with manifest.open("rb") as file:
+        return FORMAT.encode() in file.read(200)
+
+
+def load_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a pack, given its folder or that file.
+
+    Raises:
+        InputError: it is unfinished, of another version, or not readable.
+    """
+    manifest = path / MANIFEST if path.is_dir() else path
+    content = read_json(manifest)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise InputError(f"{manifest}: not the manifest of a pack")
+    if content.get("version") != VERSION:
+        raise InputError(f"{manifest}: a pack of version {content.get('version')}, this program reads {VERSION}")
+    return content
+
+
+def parse_shards(source: Source) -> Parsed:
+    """The folder of a pack, or its manifest.json; videos in the order of the list that was packed."""
+    folder = source.path if source.path.is_dir() else source.path.parent
+    manifest = load_manifest(source.path)
+    if not manifest["complete"]:
+        raise InputError(f"{folder}: packing is unfinished; run the same m2clip pack again to go on")
+    names: list[str] | None = manifest["class_names"]
+    lookup = ClassLookup(source.class_names) if source.class_names is not None and names is not None else None
+    stored: list[tuple[int, Row]] = []
+    for shard in manifest["shards"]:
+        index = folder / "index" / f"{shard['name']}.json"
+        try:
+            samples = read_json(index)["samples"]  # type: ignore[call-overload, index]
+            stored += [_row(folder, manifest["kind"], shard["name"], sample) for sample in samples]
+        except (KeyError, TypeError):
+            raise InputError(f"{index}: not the index of a shard; delete it and run m2clip pack again") from None
+    rows = [row for _, row in sorted(stored, key=lambda entry: entry[0])]
+    if lookup is not None and names is not None:
+        rows = [Row(row.where, row.path, lookup.label(names[row.label], row.where), sample=row.sample) for row in rows]
+    return Parsed(rows, source.class_names or names)
+
+
+def _row(folder: Path, kind: str, shard: str, sample: dict[str, Any]) -> tuple[int, Row]:
+    position: int = sample["position"]
+    where = f"{folder}, video {position + 1}"
+    if kind == "videos":
+        return position, Row(where, folder / sample["file"], sample["label"])
+    stored = ShardSample(
+        folder / f"{shard}.tar",
+        sample_key(position),
+        sample["offset"],
+        sample["length"],
+        sample["crc32"],
+        sample["every_frame"],
+    )
+    return position, Row(where, Path(sample["path"]), sample["label"], sample=stored)
+
+
+def sample_key(position: int) -> str:
+    """Key of the sample of the video at a position of the list."""
+    return f"{position:09d}"
