@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from m2clip.data.video_base import Video, VideoError, stack
+from m2clip.data.video_base import Video, VideoError, check_length, check_size, stack
 from m2clip.data.video_pyav import PyAVVideo
 from m2clip.errors import InputError
 
@@ -153,24 +153,27 @@ class FrameFolder(Video):
         self.path, self.fps = path, math.nan
         if not path.is_dir():
             raise VideoError(f"{path}: no such folder of frames")
+        check_length(path, num_frames or 0)
         if pattern is None:
             files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
             count = len(files) if num_frames is None else num_frames
             if len(files) < count:
                 raise VideoError(f"{path}: holds {len(files)} images, {count} were announced")
-            self._files = files[:count]
         else:
-            count = _count_images(path, pattern) if num_frames is None else num_frames
-            self._files = [path / pattern.format(number) for number in range(1, count + 1)]
+            files, count = [], _count_images(path, pattern) if num_frames is None else num_frames
+        self._files, self._pattern = files, pattern
         self.num_frames = count
         if not count:
             raise VideoError(f"{path}: holds no images" + (f" named {pattern}" if pattern else ""))
 
     def _read_sorted(self, indices: list[int]) -> np.ndarray:
-        frames = [_read_image(self._files[index]) for index in indices]
+        frames = [_read_image(self._file(index)) for index in indices]
         if len({frame.shape for frame in frames}) > 1:
             raise VideoError(f"{self.path}: its images differ in size")
         return stack(frames)
+
+    def _file(self, index: int) -> Path:
+        return self._files[index] if self._pattern is None else self.path / self._pattern.format(index + 1)
 
 
 def _count_images(path: Path, pattern: str) -> int:
@@ -182,13 +185,17 @@ def _count_images(path: Path, pattern: str) -> int:
 
 def _read_image(path: Path) -> np.ndarray:
     """(3, H, W) uint8 of an image, turned as its EXIF orientation says."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as image:
+            check_size(path, *image.size)
             upright = ImageOps.exif_transpose(image).convert("RGB")
     except FileNotFoundError:
         raise VideoError(f"{path}: no such image") from None
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise VideoError(f"{path}: not a readable image ({str(error).splitlines()[0]})") from None
+    except VideoError:
+        raise
+    except Exception as error:
+        # What Pillow raises for a damaged file is not limited to its own exceptions.
+        raise VideoError(f"{path}: not a readable image ({' '.join(str(error).split())})") from None
     return np.asarray(upright).transpose(2, 0, 1)

@@ -15,8 +15,9 @@ from m2clip.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
-# The largest picture that is decoded: twice that of 8K video.
+# The largest picture that is decoded, twice that of 8K video, and the longest video, 46 hours at 60 frames a second.
 MAX_PIXELS = 1 << 26
+MAX_FRAMES = 10_000_000
 
 
 class VideoError(InputError):
@@ -84,6 +85,9 @@ class Video:
 
 
 def check_file(path: Path) -> None:
+    # A pipe or a device would be waited for, or read without end.
+    if path.exists() and not path.is_file():
+        raise VideoError(f"{path}: not a regular file")
     try:
         with path.open("rb") as file:
             head = file.read(512)
@@ -96,6 +100,18 @@ def check_file(path: Path) -> None:
     start = head.lstrip().lower()
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
         raise VideoError(f"{path}: a web page saved as a video, probably a failed download")
+
+
+def check_size(path: Path, width: int, height: int) -> None:
+    """VideoError where a picture is too large to be decoded."""
+    if width * height > MAX_PIXELS:
+        raise VideoError(f"{path}: pictures of {width} x {height} pixels; more than {MAX_PIXELS} are not decoded")
+
+
+def check_length(path: Path, frames: int) -> None:
+    """VideoError where a video has too many frames."""
+    if frames > MAX_FRAMES:
+        raise VideoError(f"{path}: {frames} frames; videos of more than {MAX_FRAMES} are not read: cut it into parts")
 
 
 def stack(frames: Sequence[np.ndarray]) -> np.ndarray:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,13 +12,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from m2clip.data.video_base import Video, VideoError, check_file, stack
+from m2clip.data.mp4_header import announced_frames
+from m2clip.data.video_base import MAX_PIXELS, Video, VideoError, check_file, check_length, check_size, stack
 
 if TYPE_CHECKING:
     import av
 
 # Containers whose packets carry a presentation time and whose seeking lands on the key frame asked for.
 _INDEXED_CONTAINERS = frozenset(["mov", "mp4", "matroska", "webm", "avi"])
+# What is opened at all. FFmpeg knows other formats that name further files or addresses to be read, such as playlists.
+_FORMATS = (
+    *("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "mpeg", "mpegts", "mpegvideo", "asf", "flv", "ogg", "gif"),
+    *("h261", "h263", "h264", "hevc", "vvc", "av1", "obu", "vc1", "m4v", "dv", "ivf", "mjpeg", "nut", "mxf", "wtv"),
+    *("rm", "nsv", "apng", "cavsvideo", "yuv4mpegpipe", "jpeg_pipe", "png_pipe", "bmp_pipe", "webp_pipe", "swf"),
+)
+_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": ",".join(_FORMATS)}
 
 
 class PyAVVideo(Video):
@@ -35,16 +45,22 @@ class PyAVVideo(Video):
         import av
 
         stream = self._stream
-        shown: list[int] = []
-        keys: list[int] = []
+        # Compact: ten hours of video have two million frames.
+        shown, keys = array("q"), array("q")
+        packets = 0
         timed = bool(_INDEXED_CONTAINERS & set(self._container.format.name.split(",")))
         last_key: int | None = None
         # Whether every packet of the only stream is a frame to show, none shown before the key frame it follows.
         self.plain = len(self._container.streams.video) == 1
+        check_length(self.path, stream.frames)
         try:
             for packet in self._container.demux(stream):
+                # An empty packet with a time stands for a frame that was left out when it was recorded.
+                packets += packet.pts is not None or packet.size > 0
                 if not packet.size:
                     continue
+                if packets % 4096 == 0:
+                    check_length(self.path, packets)
                 if packet.is_corrupt and timed:
                     raise VideoError(f"{self.path}: truncated or damaged: a frame is incomplete")
                 if packet.pts is None:
@@ -61,10 +77,13 @@ class PyAVVideo(Video):
                     shown.append(packet.pts)
         except av.FFmpegError as error:
             raise VideoError(f"{self.path}: truncated or damaged: {_reason(error)}") from None
-        shown.sort()
-        self.times: list[int] | None = shown
-        self._keys = sorted(keys)
-        if not timed or len(set(shown)) < len(shown) or not keys:
+        check_length(self.path, packets)
+        # A file that is cut just between two frames ends without an error; its index tells.
+        if "mp4" in self._container.format.name and packets < len(stream.index_entries):
+            raise VideoError(f"{self.path}: truncated or damaged: it ends after {packets} frames")
+        shown, self._keys = _sorted(shown), _sorted(keys)
+        self.times: array[int] | None = shown
+        if not timed or not keys or not np.diff(np.frombuffer(shown, np.int64)).all():
             self.times, self.plain = None, False
             self.num_frames = self._count()
         else:
@@ -72,6 +91,7 @@ class PyAVVideo(Video):
         if not self.num_frames:
             raise VideoError(f"{self.path}: has a video stream of 0 frames")
         self.fps = self._frame_rate(shown)
+        self.declared = self._declared(shown, packets)
 
     def _count(self) -> int:
         """Frames that the decoder gives from start to end; the only safe count where packets carry no times."""
@@ -83,7 +103,32 @@ class PyAVVideo(Video):
         except av.FFmpegError as error:
             raise VideoError(f"{self.path}: cannot be decoded: {_reason(error)}") from None
 
-    def _frame_rate(self, shown: list[int]) -> float:
+    def _declared(self, shown: array[int], packets: int) -> int | None:
+        """How many frames there would be if the file held all that its header says."""
+        stream, container = self._stream, self._container
+        kinds = set(container.format.name.split(","))
+        if self.num_frames == 1 or len(shown) != self.num_frames or stream.time_base is None:
+            return None
+        start, end = 0.0, None
+        if "matroska" in kinds:
+            # Its times count from the start of the file, wherever the first frame is.
+            start, end = float(shown[0] * stream.time_base), _clock(stream.metadata.get("DURATION", ""))
+            if end is None and container.duration and len(container.streams) == 1:
+                end = container.duration / 1_000_000
+        elif stream.duration:
+            end = float(stream.duration * stream.time_base)
+        if end is None or not 0 < (end - start) * self.fps < 1e9:
+            return None
+        declared = round((end - start) * self.fps)
+        if not stream.frames:
+            return declared
+        # The number of frames is announced as well. That of mp4 counts frames that the edit list takes out, while the
+        # duration counts a last frame that stands still for long as if it were many; the duration of AVI is guessed
+        # from the size of the file.
+        announced = self.num_frames + max(stream.frames - packets, 0)
+        return min(declared, announced) if "mp4" in kinds else announced
+
+    def _frame_rate(self, shown: array[int]) -> float:
         if self.num_frames == 1:
             return math.nan
         if len(shown) == self.num_frames and self._stream.time_base:
@@ -133,7 +178,7 @@ class PyAVVideo(Video):
         found = []
         for rank, frame in enumerate(self._decoded()):
             if rank in wanted:
-                found.append(_upright(frame))
+                found.append(self._upright(frame))
             if rank >= last:
                 break
         return found
@@ -173,10 +218,16 @@ class PyAVVideo(Video):
                 continue
             for frame in frames:
                 if frame.pts in wanted:
-                    found.append(_upright(frame))
+                    found.append(self._upright(frame))
                 if frame.pts is not None and frame.pts >= times[-1]:
                     return found
         return found
+
+    def _upright(self, frame: av.VideoFrame) -> np.ndarray:
+        """(3, H, W) uint8 of one decoded frame, turned as its display matrix says."""
+        check_size(self.path, frame.width, frame.height)
+        image = frame.to_ndarray(format="rgb24").transpose(2, 0, 1)
+        return np.rot90(image, round(frame.rotation / 90) % 4, (1, 2))
 
     def seconds(self, indices: Sequence[int]) -> list[float] | None:
         if self.times is None or self._stream.time_base is None:
@@ -191,8 +242,14 @@ def _open_container(path: Path) -> tuple[av.container.InputContainer, av.video.s
     import av
 
     check_file(path)
+    frames = announced_frames(path)
+    if frames > path.stat().st_size:
+        raise VideoError(f"{path}: damaged: its header announces {frames} frames, more than the file has bytes")
     try:
-        container = av.open(str(path))
+        # Tags in another encoding than UTF-8 do no harm; and no name is taken for the address of something else.
+        container = av.open(f"file:{path}", options=dict(_OPTIONS), metadata_errors="replace")
+    except av.error.ArgumentError:
+        raise VideoError(f"{path}: not a readable video (of no known format)") from None
     except (av.FFmpegError, ValueError) as error:
         raise VideoError(f"{path}: not a readable video ({_reason(error)})") from None
     streams = [stream for stream in container.streams.video if not _is_cover(stream)]
@@ -204,6 +261,14 @@ def _open_container(path: Path) -> tuple[av.container.InputContainer, av.video.s
     if stream.codec_context is None:
         container.close()
         raise VideoError(f"{path}: no decoder for its video stream")
+    context = stream.codec_context
+    try:
+        check_size(path, context.width, context.height)
+    except VideoError:
+        container.close()
+        raise
+    # Pictures may be larger than the header says.
+    context.options = {"max_pixels": str(MAX_PIXELS)}
     # One thread: many videos are decoded side by side in the loader's workers.
     stream.thread_count = 1
     return container, stream
@@ -219,7 +284,12 @@ def _reason(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error).splitlines()[0]
 
 
-def _upright(frame: av.VideoFrame) -> np.ndarray:
-    """(3, H, W) uint8 of one decoded frame, turned as its display matrix says."""
-    image = frame.to_ndarray(format="rgb24").transpose(2, 0, 1)
-    return np.rot90(image, round(frame.rotation / 90) % 4, (1, 2))
+def _sorted(times: array[int]) -> array[int]:
+    np.frombuffer(times, np.int64).sort()
+    return times
+
+
+def _clock(text: str) -> float | None:
+    """Seconds of "HH:MM:SS.fraction", None where it is something else."""
+    match = re.fullmatch(r"(\d{1,6}):(\d\d):(\d\d(?:\.\d{1,12})?)", text)
+    return None if match is None else 3600 * int(match[1]) + 60 * int(match[2]) + float(match[3])
