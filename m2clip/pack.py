@@ -158,7 +158,10 @@ def _check_claim(folder: Path, claim: dict[str, Any]) -> None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """The folder, made if needed, for this process alone; the lock ends with the process, however that ends."""
+    """The folder, made if needed, for this process alone; the lock ends with the process, however that ends.
+
+    What goes wrong with its disk meanwhile is told in one line.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -169,6 +172,11 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
     except BlockingIOError:
         raise InputError(f"{folder}: another m2clip pack is writing to it") from None
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot be written ({error.strerror or error}); run the same command again when this is mended: "
+            "it goes on where it stopped"
+        ) from None
     finally:
         os.close(descriptor)
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from m2clip.data.annotations import VideoItem
 from m2clip.data.decode import READERS, Video, VideoError, open_video
+from m2clip.data.isolated import open_isolated
 from m2clip.data.shards import frame_name, sample_key
 from m2clip.errors import InputError
 from m2clip.files import replacing
@@ -43,6 +44,7 @@ class PackSettings:
         crf: x264's constant rate factor, 0 (lossless) to 51.
         shard_videos: videos of a shard, or of a part of the work.
         reader: which library decodes, as in `m2clip.data.decode`.
+        isolate: decode in a child process, which a video may crash or hang (`m2clip.data.isolated`).
 
     Raises:
         InputError: a choice that does not exist, or a number out of range.
@@ -56,6 +58,7 @@ class PackSettings:
     crf: int = 20
     shard_videos: int = 128
     reader: str = "auto"
+    isolate: bool = True
 
     def __post_init__(self) -> None:
         for name, choices in (("kind", KINDS), ("reader", READERS)):
@@ -102,18 +105,12 @@ def write_part(folder: Path, part: Part, settings: PackSettings) -> dict[str, An
     """Write a shard, or the videos of a part, and then the index file that says so; returns the index.
 
     Raises:
-        InputError: the disk is full, or what is written cannot be written for another reason.
+        OSError: the disk is full, or cannot be written to for another reason.
     """
     work = _write_shard if settings.kind == "frames" else _write_videos
-    try:
-        index = {"name": part.name, **work(folder, part, settings)}
-        with replacing(folder / "index" / f"{part.name}.json") as temporary:
-            temporary.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise InputError(
-            f"{folder}: cannot be written ({error.strerror}); make room and run the same command again: it goes on "
-            "where it stopped"
-        ) from None
+    index = {"name": part.name, **work(folder, part, settings)}
+    with replacing(folder / "index" / f"{part.name}.json") as temporary:
+        temporary.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
     return index
 
 
@@ -192,7 +189,8 @@ def _jpeg(frame: Tensor, quality: int) -> bytes:
 
 def _open(item: VideoItem, settings: PackSettings) -> Video:
     reader = "frames" if item.pattern is not None else settings.reader
-    return open_video(item.path, reader, pattern=item.pattern, num_frames=item.num_frames)
+    opener = open_isolated if settings.isolate else open_video
+    return opener(item.path, reader, pattern=item.pattern, num_frames=item.num_frames)
 
 
 def _frames(video: Video, indices: Sequence[int], short_side: int, even: bool = False) -> Iterator[Tensor]:
