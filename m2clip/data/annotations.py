@@ -16,7 +16,16 @@ from m2clip.data.label_sets import load_class_names, match_key, read_lines
 from m2clip.data.shards import ShardSample, is_pack, parse_shards
 from m2clip.errors import InputError
 
-__all__ = ["FORMATS", "VIDEO_SUFFIXES", "Annotations", "VideoItem", "detect_format", "list_hash", "load_annotations"]
+__all__ = [
+    "FORMATS",
+    "VIDEO_SUFFIXES",
+    "Annotations",
+    "VideoItem",
+    "detect_format",
+    "list_hash",
+    "load_annotations",
+    "read_rows",
+]
 
 FORMATS: dict[str, Callable[[Source], formats.Parsed]] = {
     "list": formats.parse_list,
@@ -133,6 +142,29 @@ def load_annotations(
         InputError: one line with file and line number: no label, label out of range, duplicate path, not UTF-8, ...
     """
     path = Path(path)
+    parsed, chosen = read_rows(path, root=root, format=format, class_names=class_names, split=split)
+    items = _checked(parsed.rows, parsed.class_names)
+    if not items:
+        raise InputError(f"{path}: lists no videos" + (f" of split {str(split)!r}" if split is not None else ""))
+    return Annotations(items, parsed.class_names, chosen, path)
+
+
+def read_rows(
+    path: Path,
+    *,
+    root: str | Path | None = None,
+    format: str = "auto",
+    class_names: str | Path | Sequence[str] | None = None,
+    split: str | int | None = None,
+) -> tuple[formats.Parsed, str]:
+    """The lines of a list as they are, with wrong labels and repeated paths, and the list's format.
+
+    Args:
+        path, root, format, class_names, split: as for `load_annotations`.
+
+    Raises:
+        InputError: a line that cannot be understood.
+    """
     if not path.exists():
         raise InputError(f"{path}: no such annotation file or folder")
     if format != "auto" and format not in FORMATS:
@@ -149,11 +181,7 @@ def load_annotations(
     if split is not None and chosen in ("list", "ssv2", "frames", "shards"):
         raise InputError(f"{path}: the {chosen} format has no splits; drop split={split!r}")
     base = Path(root) if root is not None else (path if path.is_dir() else path.parent)
-    parsed = FORMATS[chosen](Source(path, base, names, split))
-    items = _checked(parsed.rows, parsed.class_names)
-    if not items:
-        raise InputError(f"{path}: lists no videos" + (f" of split {split!r}" if split else ""))
-    return Annotations(items, parsed.class_names, chosen, path)
+    return FORMATS[chosen](Source(path, base, names, split)), chosen
 
 
 def list_hash(items: Sequence[VideoItem]) -> str:
