@@ -16,13 +16,14 @@ from typing import Any
 
 import pytest
 
-from m2clip import cli
+from m2clip import cli, train
 from m2clip.data.annotations import list_hash, load_annotations
 from m2clip.data.decode import open_video
 from m2clip.errors import InputError
 from m2clip.pack import PackSettings, pack
 from m2clip.pack_samples import stored_indices
 from tests.data.video_files import read_code, write_rotated, write_video
+from tests.training_run import CLASS_NAMES, build_clip, build_config, read_losses, write_videos
 
 SETTINGS = PackSettings(frames=8, short_side=48, shard_videos=3, isolate=False)
 VIDEOS = PackSettings("videos", short_side=48, shard_videos=3, keyframes=5, isolate=False)
@@ -320,3 +321,14 @@ class TestCommand:
     ) -> None:
         assert cli.main(["pack", str(videos), str(tmp_path / "p"), *options]) == 2
         assert message in capsys.readouterr().err and not (tmp_path / "p").exists()
+
+
+def test_a_run_trains_and_validates_on_packs(tmp_path: Path) -> None:
+    originals = load_annotations(write_videos(tmp_path / "v"), class_names=CLASS_NAMES, format="frames")
+    settings = PackSettings(quality=95, short_side=16, shard_videos=5, isolate=False)
+    pack(originals, tmp_path / "p", settings, workers=1)
+    overrides = ["data.format=auto", "data.classes=null", f"data.val={tmp_path / 'p' / 'manifest.json'}"]
+    config = build_config(tmp_path / "p", tmp_path / "run", *overrides)
+    train.run(config, clip=build_clip(), device="cpu", quiet=True)
+    assert sum(bool(line["loss"]) for line in read_losses(tmp_path / "run")) == 12
+    assert json.loads((tmp_path / "run" / "adapter_config.json").read_text())["class_names"] == CLASS_NAMES
