@@ -42,6 +42,7 @@ class DataConfig:
         isolate: decode in child processes: a video that crashes, hangs or bloats its decoder counts as unreadable, and
             nothing else is lost.
         workers: decoding processes of each training process.
+        timeout: how long they may take for a batch, in seconds, before they count as hung and are started anew.
         augmentation: "crop_flip" (short-side jitter, random crop), "randaugment" (and random resized crop),
             "multi_scale_crop" (crops of four sizes at five places, colour jitter, grey clips) or "none".
         flip: whether clips are mirrored at random; not where class names tell left from right.
@@ -61,6 +62,7 @@ class DataConfig:
     reader: str = "auto"
     isolate: bool = False
     workers: int = 4
+    timeout: float = 300.0
     augmentation: Literal["crop_flip", "randaugment", "multi_scale_crop", "none"] = "crop_flip"
     flip: bool = True
     normalize: Literal["clip", "imagenet"] = "clip"
@@ -214,5 +216,5 @@ AT_LEAST = {
     "keep_checkpoints": 1,
     "validate_every": 0,
 }
-ABOVE_ZERO = ("optim.lr", "optim.clip_grad", "timeout")
+ABOVE_ZERO = ("optim.lr", "optim.clip_grad", "timeout", "data.timeout")
 BELOW_ONE = ("optim.lr_floor", "optim.beta2")

@@ -18,7 +18,7 @@ from m2clip import distributed
 from m2clip.data.annotations import list_hash
 from m2clip.data.episode_clips import EpisodeVideos
 from m2clip.errors import InputError
-from m2clip.evaluate import autocast, loaded
+from m2clip.evaluate import autocast
 from m2clip.files import replacing
 from m2clip.results import write_json, writing
 
@@ -165,10 +165,10 @@ def _compute(
     model: Any,
 ) -> Iterator[tuple[int, Part]]:
     """The features and errors of whole chunks, in order."""
-    from torch.utils.data import DataLoader
+    from m2clip.data.loading import load
 
     order = [index for _, chunk in chunks for index in chunk]
-    items = iter(loaded(DataLoader(videos, batch_size=None, sampler=order, num_workers=workers)))
+    items = load(videos, order, workers=workers)
     as_kept = getattr(model, "precision", "fp32") == precision
 
     def encode(batch: list[dict[str, Any]]) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from m2clip import distributed
 from m2clip.data.annotations import list_hash
+from m2clip.data.loading import TIMEOUT
 from m2clip.errors import InputError
 from m2clip.results import ON_ERROR, EvalResult, Failure, VideoScore, head_scores
 
@@ -43,6 +44,7 @@ def evaluate_model(
     adapters_off: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
     shard: tuple[int, int] | None = None,
+    timeout: float = TIMEOUT,
 ) -> EvalResult:
     """Top-1, top-5 and confusion of both heads over a dataset; each process of a group returns the whole result.
 
@@ -59,6 +61,7 @@ def evaluate_model(
         adapters_off: "visual" and/or "text": adapters switched off while scoring.
         progress: called with (videos done, videos of this process).
         shard: (rank, world size) to score that share alone, without gathering; None takes the process group's.
+        timeout: how long decoding a video may take, in seconds, before the decoding processes count as hung.
 
     Raises:
         InputError: empty dataset, labels that the class names do not reach, unknown settings, no video that can be
@@ -76,7 +79,7 @@ def evaluate_model(
 
     with scoring_mode(model, names, adapters_off) as own_names:
         scores = list(
-            _score_shard(model, dataset, settings, own_names, device, workers, precision, progress, rank, size)
+            _score_shard(model, dataset, settings, own_names, device, workers, precision, progress, rank, size, timeout)
         )
     if shard is None:
         scores = [score for part in distributed.gather_objects(scores) for score in part]
@@ -200,24 +203,17 @@ def _score_shard(
     progress: Callable[[int, int], None] | None,
     rank: int,
     size: int,
+    timeout: float,
 ) -> Iterator[VideoScore]:
-    from torch.utils.data import DataLoader
-
     from m2clip.data.clips import EpochSampler
+    from m2clip.data.loading import load
 
     sampler = EpochSampler(len(dataset), seed=0, epoch=0, shuffle=False, rank=rank, world_size=size, drop_last=False)
     # One video a batch: videos may differ in nothing but their pixels, yet a failed one must not take others with it.
-    loader = DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=sampler,
-        num_workers=workers,
-        pin_memory=device.type == "cuda",
-        persistent_workers=False,
-    )
+    items = load(dataset, list(sampler), workers=workers, pin_memory=device.type == "cuda", timeout=timeout)
     total = len(range(rank, len(dataset), size))
     pending: list[dict[str, Any]] = []
-    for done, item in enumerate(loaded(loader), start=1):
+    for done, item in enumerate(items, start=1):
         if item["error"] and settings.on_error == "raise" and size == 1:
             path = dataset.annotations.items[item["index"]].path
             failure = Failure(item["index"], str(path), item["error"])
@@ -230,15 +226,6 @@ def _score_shard(
         if progress is not None:
             progress(done, total)
     yield from _score_videos(model, pending, settings, own_names, device, precision)
-
-
-def loaded(loader: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The loader's items; a worker's error, which arrives with its traceback as the message, is one line again."""
-    try:
-        yield from loader
-    except InputError as error:
-        last = str(error).strip().splitlines()[-1]
-        raise InputError(last.partition("InputError: ")[2] or last) from None
 
 
 def _score_videos(

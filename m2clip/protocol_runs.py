@@ -31,7 +31,7 @@ Advance = Callable[[int, int], None]
 _NOT_DECISIVE = (
     *("data.train", "data.train_split", "data.val", "data.val_split", "data.root", "data.format", "data.classes"),
     *("data.workers", "data.reader", "eval.batch_size", "optim.compile", "optim.cuda_graph", "output", "log_every"),
-    *("checkpoint_every", "keep_checkpoints", "timeout"),
+    *("checkpoint_every", "keep_checkpoints", "timeout", "data.timeout", "data.isolate"),
 )
 
 

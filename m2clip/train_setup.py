@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 # What a resumed run may change, because it does not change what training computes.
 _FREE = (
     *("data.train", "data.train_split", "data.val", "data.val_split", "data.root", "data.format", "data.classes"),
-    *("data.workers", "data.reader", "eval.clips", "eval.crops", "eval.on_error", "eval.batch_size", "output"),
+    *("data.workers", "data.reader", "data.isolate", "data.timeout", "output"),
+    *("eval.clips", "eval.crops", "eval.on_error", "eval.batch_size"),
     *("optim.compile", "optim.cuda_graph"),
     *(f"episodes.{name}" for name in ("val_episodes", "val_shots", "val_classes", "select_by")),
     *("episodes.test", "episodes.test_split", "episodes.test_classes"),
@@ -69,11 +70,6 @@ class StopRequest:
         self.requested = True
         if self.immediate or again:
             raise KeyboardInterrupt
-
-
-def ignore_interrupt(worker: int) -> None:
-    """Leave Ctrl-C to the training process, which ends its decoding processes itself."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def mix_seeds(*numbers: int) -> int:
@@ -223,19 +219,31 @@ def batches_per_epoch(config: RunConfig, dataset: ClipDataset) -> int:
 
 
 def epoch_batches(
-    config: RunConfig, dataset: ClipDataset, device: torch.device, epoch: int, done: int
+    config: RunConfig,
+    dataset: ClipDataset,
+    device: torch.device,
+    epoch: int,
+    done: int,
+    say: Callable[[str], None] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """What an epoch has left after so many batches of each process, in this process's share; all of one size.
 
-    Raises:
-        InputError: a video that cannot be read and has no replacement.
-    """
-    from torch.utils.data import DataLoader
+    Args:
+        config: the run.
+        dataset: of training (`datasets`).
+        device: where batches go to.
+        epoch: epochs finished.
+        done: batches of this process used up in this epoch.
+        say: receives a line where decoding processes died; None writes it to standard error.
 
+    Raises:
+        InputError: a video that cannot be read and has no replacement, or that decoding has died of three times.
+    """
     from m2clip.data.clips import EpochSampler, collate
+    from m2clip.data.loading import load
 
     # An episode is drawn by its number, and comes as a batch.
-    episodes, batch_size = config.episodes.train, config.optim.batch_size
+    episodes, size = config.episodes.train, config.optim.batch_size
     sampler = EpochSampler(
         len(dataset),
         seed=config.seed,
@@ -243,29 +251,19 @@ def epoch_batches(
         shuffle=not episodes,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
-        start=done if episodes else done * batch_size,
+        start=done if episodes else done * size,
         drop_last=True,
     )
-    batches: dict[str, Any] = {"batch_size": batch_size, "collate_fn": collate, "drop_last": True}
-    loader = DataLoader(
+    order = list(sampler)
+    return load(
         dataset,
-        sampler=sampler,
-        num_workers=config.data.workers,
+        order if episodes else [order[first : first + size] for first in range(0, len(order) - size + 1, size)],
+        workers=config.data.workers,
+        collate=None if episodes else collate,
         pin_memory=device.type == "cuda",
-        worker_init_fn=ignore_interrupt,
-        # Its own generator: starting workers would otherwise draw from the one that dropout draws from.
-        generator=torch.Generator().manual_seed(config.seed),
-        **({"batch_size": None} if episodes else batches),
+        timeout=config.data.timeout,
+        **({} if say is None else {"say": say}),
     )
-    iterator = iter(loader)
-    while True:
-        try:
-            yield next(iterator)
-        except StopIteration:
-            return
-        except InputError as error:
-            # A worker's error comes back with its whole traceback as the message.
-            raise InputError(str(error).strip().splitlines()[-1].partition("Error: ")[2] or str(error)) from None
 
 
 def base_clip(model: ModelConfig) -> nn.Module:

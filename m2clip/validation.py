@@ -52,7 +52,13 @@ def score(model: VideoModel, videos: ClipDataset, config: RunConfig, device: tor
     from m2clip.evaluate import evaluate_model
 
     result = evaluate_model(
-        model, videos, config.eval, device=device, workers=config.data.workers, precision=config.optim.precision
+        model,
+        videos,
+        config.eval,
+        device=device,
+        workers=config.data.workers,
+        precision=config.optim.precision,
+        timeout=config.data.timeout,
     )
     columns = {"val_top1": result.top1}
     if result.top5 is not None:
