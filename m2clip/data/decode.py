@@ -67,7 +67,7 @@ class _CheckedVideo(Video):
     def __init__(self, path: Path) -> None:
         self.path = path
         self._pyav = PyAVVideo(path)
-        self.num_frames, self.fps = self._pyav.num_frames, self._pyav.fps
+        self.num_frames, self.fps, self.declared = self._pyav.num_frames, self._pyav.fps, self._pyav.declared
         self.uses_pyav = not self._pyav.plain or not self._opens()
 
     def _opens(self) -> bool:

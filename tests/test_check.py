@@ -1,0 +1,317 @@
+"""What `m2clip check` finds, what it leaves in the clean list, and that a killed call goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from m2clip import check_files
+from m2clip.check import check_list, default_output
+from m2clip.check_files import Depth
+from m2clip.cli import main
+from m2clip.data import isolated
+from m2clip.data.annotations import load_annotations
+from m2clip.data.isolated import DecoderLimits
+from m2clip.errors import InputError
+from tests.data.test_decode import BAD_FILES, image_folder
+from tests.data.test_limits import truncated
+from tests.data.video_files import write_video
+
+NAMES = ["jump", "run", "walk"]
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("originals")
+    for number in range(4):
+        write_video(folder / f"{number}.mp4", num_frames=10 + number, size=(64, 48))
+    write_video(folder / "cut.mkv", options={"crf": "20", "bf": "0"})
+    truncated(folder / "cut.mkv", 0.6)
+    return folder
+
+
+@pytest.fixture
+def videos(originals: Path, tmp_path: Path) -> Path:
+    """A folder of four good videos in three class folders."""
+    folder = tmp_path / "videos"
+    for name, number in (("jump", 0), ("run", 1), ("run", 2), ("walk", 3)):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(originals / f"{number}.mp4", folder / name / f"{number}.mp4")
+    return folder
+
+
+def write_list(videos: Path, *lines: str) -> Path:
+    path = videos.parent / "train.txt"
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return path
+
+
+GOOD = ("videos/jump/0.mp4 0", "videos/run/1.mp4 1", "videos/run/2.mp4 1", "videos/walk/3.mp4 2")
+
+
+def found(report) -> list[tuple[str, str]]:
+    return [(problem.kind, Path(problem.path).name) for problem in report.problems]
+
+
+def test_a_list_without_problems(videos: Path) -> None:
+    path = write_list(videos, *GOOD)
+    report = check_list(path, class_names=NAMES)
+    assert (report.videos, report.clean, report.problems, report.looked_at) == (4, 4, [], 4)
+    again = load_annotations(report.clean_list, class_names=report.class_file)
+    original = load_annotations(path, class_names=NAMES)
+    assert [(item.path.resolve(), item.label) for item in again.items] == [
+        (item.path.resolve(), item.label) for item in original.items
+    ]
+    assert again.class_names == NAMES
+    assert Path(report.clean_list).read_text().startswith("../videos/jump/0.mp4 0\n")
+
+
+def test_every_kind_of_problem(videos: Path, originals: Path) -> None:
+    shutil.copy(originals / "cut.mkv", videos / "run" / "cut.mkv")
+    (videos / "run" / "page.mp4").write_bytes(b"<html>404</html>")
+    shutil.copy(videos / "run" / "1.mp4", videos / "run" / "copy.mp4")
+    shutil.copy(videos / "jump" / "0.mp4", videos / "other.mp4")
+    path = write_list(
+        videos,
+        *GOOD,
+        "videos/run/cut.mkv 1",
+        "videos/run/page.mp4 1",
+        "videos/run/none.mp4 1",
+        "videos/run/copy.mp4 1",
+        "videos/other.mp4 2",
+        "videos/walk/3.mp4 2",
+        "videos/run/2.mp4 7",
+    )
+    before = path.read_bytes()
+    report = check_list(path, class_names=NAMES)
+    problems = {(kind, name) for kind, name in found(report)}
+    assert problems == {
+        ("damaged", "cut.mkv"),
+        ("unreadable", "page.mp4"),
+        ("missing", "none.mp4"),
+        ("duplicate", "copy.mp4"),
+        ("duplicate", "3.mp4"),
+        ("duplicate", "other.mp4"),
+        ("mislabelled", "other.mp4"),
+        ("mislabelled", "0.mp4"),
+        ("mislabelled", "2.mp4"),
+        ("duplicate", "2.mp4"),
+    }
+    assert report.counts == {"missing": 1, "unreadable": 1, "damaged": 1, "duplicate": 4, "mislabelled": 4}
+    by_name = {(problem.kind, Path(problem.path).name): problem for problem in report.problems}
+    assert by_name["duplicate", "copy.mp4"].message == (
+        f"the same content as {videos}/run/1.mp4, at {path}, line 2".replace(str(videos), str(videos))
+    )
+    assert by_name["unreadable", "page.mp4"].where == f"{path}, line 6"
+    kept = [(item.path.name, item.label) for item in load_annotations(report.clean_list).items]
+    assert kept == [("1.mp4", 1), ("3.mp4", 2)]
+    assert path.read_bytes() == before
+    saved = json.loads((default_output(path) / "report.json").read_text())
+    assert saved["counts"] == report.counts
+    assert len(saved["problems"]) == len(report.problems)
+
+
+def test_a_folder_that_is_named_as_another_class(videos: Path) -> None:
+    path = write_list(videos, *GOOD[:3], "videos/walk/3.mp4 0")
+    report = check_list(path, class_names=NAMES, depth=Depth("none"))
+    assert found(report) == [("mislabelled", "3.mp4")]
+    assert "lies in the folder of class 'walk', labelled 'jump'" in report.problems[0].message
+
+
+def test_files_that_differ_only_in_the_middle_are_no_copies(tmp_path: Path) -> None:
+    content = bytearray(os.urandom(400_000))
+    (tmp_path / "a.mp4").write_bytes(content)
+    (tmp_path / "c.mp4").write_bytes(content)
+    content[100_000] ^= 1
+    (tmp_path / "b.mp4").write_bytes(content)
+    (tmp_path / "train.txt").write_text("a.mp4 0\nb.mp4 0\nc.mp4 0\n")
+    report = check_list(tmp_path / "train.txt", depth=Depth("none"))
+    assert found(report) == [("duplicate", "c.mp4")]
+
+
+@pytest.mark.parametrize(
+    ("decode", "problems"),
+    [("none", []), ("count", []), ("sampled", []), ("full", [("unreadable", "noise.mp4")])],
+)
+def test_how_closely_files_are_looked_at(tmp_path: Path, decode: str, problems: list[tuple[str, str]]) -> None:
+    path = write_video(tmp_path / "noise.mp4", gop=1, options={"crf": "20", "bf": "0"})
+    data = bytearray(path.read_bytes())
+    start = data.index(b"mdat") + 4
+    # One frame of 40 is lost; it is none of the eight in the middle of each segment.
+    size = int.from_bytes(data[start : start + 4], "big")
+    frame = start + 4 + size
+    while data[frame + 4] & 31 != 5:
+        frame += 4 + int.from_bytes(data[frame : frame + 4], "big")
+    length = int.from_bytes(data[frame : frame + 4], "big")
+    data[frame + 4 : frame + 4 + length] = bytes(length)
+    path.write_bytes(data)
+    (tmp_path / "train.txt").write_text("noise.mp4 0\n")
+    assert found(check_list(tmp_path / "train.txt", depth=Depth(decode, reader="pyav"))) == problems
+
+
+@pytest.mark.parametrize("name", ["empty", "zeros", "text", "truncated", "audio_only"])
+def test_bad_files_are_named(tmp_path: Path, name: str) -> None:
+    BAD_FILES[name][0](tmp_path / "bad.mp4")
+    (tmp_path / "train.txt").write_text("bad.mp4 0\n")
+    report = check_list(tmp_path / "train.txt")
+    assert found(report) == [("unreadable", "bad.mp4")]
+    assert (report.clean, report.clean_list) == (0, None)
+
+
+def test_a_video_that_crashes_the_decoder_costs_only_itself(videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolated, "_CHILD", "from tests.data.hostile_child import main")
+    for name in ("segfault.bad", "read_hang.bad"):
+        (videos / name).write_bytes(name.encode())
+    path = write_list(videos, "videos/segfault.bad 0", GOOD[0], "videos/read_hang.bad 1", *GOOD[1:])
+    report = check_list(path, depth=Depth(limits=DecoderLimits(seconds=2)))
+    assert found(report) == [("unreadable", "segfault.bad"), ("unreadable", "read_hang.bad")]
+    assert report.clean == 4
+
+
+def test_folders_of_images(tmp_path: Path) -> None:
+    image_folder(tmp_path / "whole", 10)
+    image_folder(tmp_path / "short", 8)
+    (tmp_path / "short" / "img_00002.jpg").unlink()
+    shutil.copytree(tmp_path / "whole", tmp_path / "copy")
+    path = tmp_path / "train.txt"
+    path.write_text("whole 10 0\nshort 8 1\ncopy 10 0\n")
+    report = check_list(path, depth=Depth(num_frames=2))
+    assert found(report) == [("damaged", "short"), ("duplicate", "copy")]
+    (item,) = load_annotations(report.clean_list).items
+    assert (item.path.name, item.num_frames, item.label) == ("whole", 10, 0)
+
+
+def test_class_folders_and_names_with_commas(originals: Path, tmp_path: Path) -> None:
+    for number, name in enumerate(("a, b", 'say "c"')):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        shutil.copy(originals / f"{number}.mp4", tmp_path / "set" / name / "x 1.mp4")
+    report = check_list(tmp_path / "set")
+    assert report.problems == []
+    again = load_annotations(report.clean_list, class_names=report.class_file)
+    assert again.class_names == ["a, b", 'say "c"']
+    assert [item.label for item in again.items] == [0, 1]
+
+
+def test_a_second_call_looks_only_at_what_has_changed(videos: Path, originals: Path) -> None:
+    path = write_list(videos, *GOOD)
+    assert check_list(path).looked_at == 4
+    (videos / "run" / "1.mp4").write_bytes(b"<html>")
+    second = check_list(path)
+    assert (second.looked_at, found(second)) == (1, [("unreadable", "1.mp4")])
+    third = check_list(path)
+    assert (third.looked_at, found(third)) == (0, [("unreadable", "1.mp4")])
+    # What was found out in another depth says nothing about this one.
+    assert check_list(path, depth=Depth("count")).looked_at == 4
+
+
+def test_a_record_that_was_cut_short_is_taken_up(videos: Path) -> None:
+    path = write_list(videos, *GOOD)
+    check_list(path)
+    record = default_output(path) / "files.jsonl"
+    data = record.read_bytes()
+    record.write_bytes(data[:-30])
+    assert check_list(path).looked_at == 1
+    assert check_list(path).looked_at == 0
+    record.write_bytes(b"\xff\xfe{]\n[1, 2]\n{}\n" + data)
+    assert check_list(path).looked_at == 0
+
+
+def test_killed_in_the_middle_and_started_again(originals: Path, tmp_path: Path) -> None:
+    count = 60
+    for number in range(count):
+        data = (originals / f"{number % 4}.mp4").read_bytes()
+        # A box that players pass over makes each content its own.
+        (tmp_path / f"{number}.mp4").write_bytes(data + (12).to_bytes(4, "big") + b"free" + number.to_bytes(4, "big"))
+    path = tmp_path / "train.txt"
+    path.write_text("".join(f"{number}.mp4 0\n" for number in range(count)))
+    output = tmp_path / "checked"
+    command = [sys.executable, "-m", "m2clip.cli", "check", str(path), "--output", str(output), "--json"]
+    process = subprocess.Popen([*command, "--workers", "1"], stdout=subprocess.DEVNULL)
+    record = output / "files.jsonl"
+    while not record.exists() or record.read_bytes().count(b"\n") < 5:
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = record.read_bytes().count(b"\n")
+    assert kept < count
+    assert not (output / "clean.txt").exists()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["looked_at"] == count - kept
+    assert (report["clean"], report["problems"]) == (count, [])
+    assert len(load_annotations(report["clean_list"])) == count
+
+
+def test_the_input_is_never_replaced(videos: Path) -> None:
+    path = write_list(videos, *GOOD)
+    report = check_list(path, class_names=NAMES)
+    with pytest.raises(InputError, match="would be replaced by what is written"):
+        check_list(report.clean_list, Path(report.clean_list).parent)
+    os.link(path, videos / "clean.txt")
+    with pytest.raises(InputError, match="would be replaced by what is written"):
+        check_list(path, videos)
+
+
+def test_names_that_fit_into_no_list(originals: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "set" / "jump"
+    folder.mkdir(parents=True)
+    shutil.copy(originals / "0.mp4", folder / "fine.mp4")
+    shutil.copy(originals / "1.mp4", folder / "two\nlines.mp4")
+    with pytest.raises(InputError, match="the clean list cannot be read again: rename the video"):
+        check_list(tmp_path / "set", depth=Depth("none"))
+
+
+def test_bad_arguments(videos: Path) -> None:
+    path = write_list(videos, *GOOD)
+    with pytest.raises(InputError, match="unknown kind of problem 'ugly'"):
+        check_list(path, keep=["ugly"])
+    with pytest.raises(InputError, match="decode must be one of none, count, sampled, full"):
+        Depth("some")
+    with pytest.raises(InputError, match="unknown video reader 'opencv'"):
+        check_list(path, depth=Depth(reader="opencv"))
+
+
+def test_the_work_is_taken_in_small_portions() -> None:
+    taken = []
+
+    def numbers():
+        for number in range(100):
+            taken.append(number)
+            yield number
+
+    results = check_files.in_threads(lambda number: number * number, numbers(), workers=2)
+    first = next(results)
+    assert first[1] == first[0] ** 2
+    assert len(taken) <= 9
+    assert sorted([first, *results]) == [(number, number * number) for number in range(100)]
+
+
+def test_command(videos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (videos / "run" / "bad.mp4").write_bytes(b"<html>")
+    path = write_list(videos, *GOOD, "videos/run/bad.mp4 1")
+    with pytest.raises(SystemExit) as end:
+        main(["check", str(path), "--decode", "count"])
+    assert end.value.code == 1
+    printed = capsys.readouterr().out
+    assert "unreadable" in printed
+    assert f"unreadable: {videos}/run/bad.mp4 ({path}, line 5): a web page saved as a video" in printed
+    assert "4 of 5 videos are good" in printed
+    with pytest.raises(SystemExit) as end:
+        main(["check", str(path), "--decode", "count", "--json", "--keep", "unreadable"])
+    assert end.value.code == 1
+    report = json.loads(capsys.readouterr().out)
+    assert (report["clean"], report["counts"]["unreadable"]) == (5, 1)
+    assert main(["check", str(write_list(videos, *GOOD)), "--decode", "count"]) == 0
+    capsys.readouterr()
+    assert main(["check", str(videos / "none.txt")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
