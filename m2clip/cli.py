@@ -14,7 +14,7 @@ from m2clip.errors import InputError
 # Imported only to build their parsers; none of them imports torch before its command runs.
 COMMANDS = (
     *("demo", "train", "eval", "zeroshot", "fewshot", "base-to-novel", "episodes", "predict", "convert"),
-    *("check", "pack", "describe", "info", "selfcheck", "tune"),
+    *("check", "label", "features", "pack", "describe", "info", "selfcheck", "tune"),
 )
 EPILOG = """examples:
   m2clip demo                                        see what the method does, in minutes, without a download

@@ -1,0 +1,33 @@
+"""Parquet files, which need pyarrow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from m2clip.errors import InputError
+
+
+def require_pyarrow() -> None:
+    """InputError where pyarrow is not installed, before any work is done."""
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ImportError:
+        raise InputError("parquet needs pyarrow: pip install 'm2clip[parquet]', or choose another --format") from None
+
+
+def write_table(path: Path, schema: Sequence[tuple[str, Any]], columns: Mapping[str, Any]) -> None:
+    """Write columns (lists or Arrow arrays by name) as one row group."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    arrays = [pa.array(columns[name], type=kind) for name, kind in schema]
+    pq.write_table(pa.table(arrays, schema=pa.schema(schema)), path)
+
+
+def read_table(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The rows of a file, of some columns; ValueError or OSError where it is damaged."""
+    import pyarrow.parquet as pq
+
+    yield from pq.read_table(path, columns=list(columns)).to_pylist()

@@ -1,0 +1,125 @@
+"""What `label` and `features` share: which videos, which model, how the work is spread, and the report at the end."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from m2clip.commands.parsing import add_clip, add_device, add_json, add_views, not_negative, positive
+
+if TYPE_CHECKING:
+    from m2clip.at_scale import LocalProcess, RayCluster, Summary
+    from m2clip.data.clips import ClipSettings
+
+FAILURES_SHOWN = 5
+
+RESTART = """a call that was stopped, in whatever way, goes on where it was when it is given again, on one
+process, under torchrun or on Ray; several at once on one OUTPUT share the work."""
+
+
+def add_videos(parser: argparse.ArgumentParser) -> None:
+    """LIST and OUTPUT, and what concerns them."""
+    parser.add_argument("list", metavar="LIST", help="file of paths, folder of videos, pack, or any annotation format")
+    parser.add_argument("output", metavar="OUTPUT", help="folder for the results")
+    group = parser.add_argument_group("videos")
+    group.add_argument("--root", help="folder that relative paths in the list start from (default: the list's own)")
+    group.add_argument("--list-format", default="auto", help="paths, or an annotation format (default: auto)")
+    group.add_argument("--split", help="which part of the list, for formats that have splits")
+    group.add_argument(
+        "--on-error",
+        choices=("skip", "raise"),
+        default="skip",
+        help="an unreadable video is listed with the reason, or ends it all (default: skip)",
+    )
+    group.add_argument("--retry", action="store_true", help="try the videos again that could not be read before")
+    group.add_argument(
+        "--no-isolate",
+        action="store_true",
+        help="decode without a process around the decoder: a little faster, but a video may crash it",
+    )
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """--run, or frozen CLIP."""
+    group = parser.add_argument_group("model")
+    group.add_argument("--run", dest="run_folder", help="run folder (default: frozen CLIP)")
+    add_clip(parser)
+    parser.add_argument("--frames", type=positive, default=8, help="frames of a clip for frozen CLIP (default: 8)")
+    add_views(parser)
+
+
+def add_work(parser: argparse.ArgumentParser, formats: tuple[str, ...]) -> None:
+    """How the work is cut up, stored and spread."""
+    group = parser.add_argument_group("work")
+    group.add_argument("--format", choices=formats, default=formats[0], help=f"of the files (default: {formats[0]})")
+    group.add_argument("--shard-size", type=positive, default=256, help="videos of a file (default: 256)")
+    group.add_argument("--batch-size", type=positive, help="views of a forward pass (default: the run's, else 16)")
+    group.add_argument("--workers", type=not_negative, default=2, help="decoding processes (default: 2)")
+    ray = parser.add_argument_group("Ray (pip install 'm2clip[ray]')")
+    ray.add_argument("--ray", action="store_true", help="decode and compute on Ray Data, started here for this call")
+    ray.add_argument("--address", help='join this Ray cluster instead; "auto" finds the one on this machine')
+    ray.add_argument("--actors", type=positive, help="most copies of the model (default: one a GPU, or every 2nd CPU)")
+    add_device(parser)
+    add_json(parser)
+
+
+def job(args: argparse.Namespace, model: Any) -> dict[str, Any]:
+    """The arguments that `m2clip.at_scale.label` and `features` have in common.
+
+    Raises:
+        InputError: options that exclude each other, no such list, Ray is not installed.
+    """
+    from dataclasses import replace
+
+    from m2clip.at_scale import JobSettings, read_videos
+    from m2clip.commands import models
+
+    config = models.run_config(args, run_folder(args))
+    views: ClipSettings = replace(models.clip_settings(config, model), isolate=not args.no_isolate)
+    settings = JobSettings(args.shard_size, config.eval.batch_size, args.precision, args.on_error, args.retry)
+    return {
+        "videos": read_videos(args.list, root=args.root, format=args.list_format, split=args.split),
+        "output": args.output,
+        "format": args.format,
+        "views": views,
+        "settings": settings,
+        "executor": _executor(args),
+    }
+
+
+def run_folder(args: argparse.Namespace) -> Path | None:
+    """--run as a path."""
+    return Path(args.run_folder) if args.run_folder else None
+
+
+def report(args: argparse.Namespace, summary: Summary | None) -> None:
+    """Print what was done; nothing in a process that is not the first."""
+    from m2clip.commands.output import print_json, print_line
+
+    if summary is None:
+        return
+    if args.json:
+        print_json(summary.to_dict())
+        return
+    failed = len(summary.failures)
+    print_line(f"{summary.videos - failed} of {summary.videos} videos done, {failed} failed")
+    for failure in summary.failures[:FAILURES_SHOWN]:
+        print_line(f"failed: {failure.describe()}")
+    if failed > FAILURES_SHOWN:
+        print_line(f"... and {failed - FAILURES_SHOWN} more, listed in {summary.folder}/manifest.json")
+    print_line(f"written: {summary.table}, {len(summary.parts)} files in {summary.folder}/parts")
+
+
+def _executor(args: argparse.Namespace) -> LocalProcess | RayCluster:
+    from m2clip.at_scale import LocalProcess, RayCluster
+    from m2clip.errors import InputError
+
+    if not args.ray:
+        given = [name for name in ("address", "actors") if getattr(args, name) is not None]
+        if given:
+            raise InputError(f"--{given[0]} is about Ray: add --ray")
+        return LocalProcess(args.workers, args.device)
+    if args.device is not None:
+        raise InputError("--device is not for Ray, which gives every actor a GPU where the cluster has some")
+    return RayCluster(args.address, args.actors)
