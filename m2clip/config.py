@@ -176,6 +176,9 @@ def _parse(parser: Any, arguments: list[str], source: str) -> RunConfig:
         parsed = parser.parse_args(arguments)
     except argparse.ArgumentError as error:
         raise InputError(_one_line(str(error), source)) from None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        # What the libraries below do not expect in a file, such as a number of thousands of digits.
+        raise InputError(f"{source}: not a configuration file: {' '.join(str(error).split())}") from None
     values = parsed.as_dict()
     values.pop("config", None)
     return _build(RunConfig, values, "", source)

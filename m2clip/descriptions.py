@@ -64,7 +64,7 @@ def _read(path: Path) -> dict[str, list[str]]:
             f"{path} does not exist: give a description file, or one of {', '.join(BUNDLED)}; "
             "m2clip describe writes one to fill in"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(content, dict):
         raise InputError(f"{path} must hold an object of sentences by class, not a {type(content).__name__}")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import re
 from collections.abc import Iterable
@@ -11,7 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from m2clip.data.label_sets import load_class_names, match_key, parse_class_file, read_json, read_lines
+from m2clip.data.label_sets import (
+    csv_fields,
+    load_class_names,
+    match_key,
+    parse_class_file,
+    read_json,
+    read_lines,
+    whole_number,
+)
 from m2clip.errors import InputError
 
 if TYPE_CHECKING:
@@ -86,7 +92,7 @@ def parse_list(source: Source) -> Parsed:
         match = re.fullmatch(r"(.+?)(?:\s*,\s*|\s+)([+-]?\d+)", line)
         if not match:
             raise InputError(f"{where}: no label; expected `path label` with a whole number, found {line!r}")
-        rows.append(Row(where, source.root / match[1].strip('"'), int(match[2])))
+        rows.append(Row(where, source.root / match[1].strip('"'), whole_number(match[2], where)))
     return Parsed(rows, source.class_names)
 
 
@@ -98,9 +104,10 @@ def parse_frames(source: Source) -> Parsed:
         match = re.fullmatch(r"(.+?)(?:\s*,\s*|\s+)(\d+)(?:\s*,\s*|\s+)([+-]?\d+)", line)
         if not match:
             raise InputError(f"{where}: no label; expected `folder num_frames label`, found {line!r}")
-        if int(match[2]) < 1:
+        frames, label = whole_number(match[2], where), whole_number(match[3], where)
+        if frames < 1:
             raise InputError(f"{where}: a video of 0 frames")
-        rows.append(Row(where, source.root / match[1].strip('"'), int(match[3]), int(match[2]), FRAME_PATTERN))
+        rows.append(Row(where, source.root / match[1].strip('"'), label, frames, FRAME_PATTERN))
     return Parsed(rows, source.class_names)
 
 
@@ -113,7 +120,7 @@ def parse_kinetics(source: Source) -> Parsed:
     records: list[tuple[str, dict[str, str]]] = []
     for number, line in lines[1:]:
         where = _where(source.path, number)
-        fields = next(csv.reader(io.StringIO(line)))
+        fields = csv_fields(line, where)
         if len(fields) != len(header):
             raise InputError(f"{where}: {len(fields)} columns where the header has {len(header)}")
         record = dict(zip(header, fields, strict=True))
@@ -129,7 +136,7 @@ def parse_kinetics(source: Source) -> Parsed:
         label = record["label"].strip()
         try:
             start, end = (int(float(record[column])) for column in ("time_start", "time_end"))
-        except ValueError:
+        except (ValueError, OverflowError):
             raise InputError(f"{where}: time_start and time_end must be numbers of seconds") from None
         folder = folders.get(match_key(label), source.root) if folders else source.root
         path = folder / f"{record['youtube_id'].strip()}_{start:06d}_{end:06d}.mp4"
@@ -187,8 +194,8 @@ def parse_ucf101(source: Source) -> Parsed:
         if match[3] is None and "train" in path.name:
             raise InputError(f"{where}: no label; expected `Class/video.avi label`, found {line!r}")
         if match[3] is not None and official is not None:
-            in_range = 1 <= int(match[3]) <= len(official)
-            if not in_range or match_key(official[int(match[3]) - 1]) != match_key(match[1]):
+            label = whole_number(match[3], where)
+            if not 1 <= label <= len(official) or match_key(official[label - 1]) != match_key(match[1]):
                 raise InputError(f"{where}: label {match[3]} is not {match[1]!r} in {index_file.name} (1-based)")
         rows.append(Row(where, source.root / match[1] / match[2], lookup.label(match[1], where)))
     return Parsed(rows, names)
@@ -254,7 +261,7 @@ def parse_episodes(source: Source) -> Parsed:
         match = re.fullmatch(r"(train|val|test)(\d+)/(.+)", line)
         if not match:
             raise InputError(f"{where}: no label; expected `train0/path`, found {line!r}")
-        entries.append((where, match[1], int(match[2]), match[3]))
+        entries.append((where, match[1], whole_number(match[2], where), match[3]))
     splits = sorted({split for _, split, _, _ in entries})
     wanted = source.split or (splits[0] if len(splits) == 1 else None)
     if wanted not in splits:

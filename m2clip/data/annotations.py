@@ -241,7 +241,18 @@ def _checked(rows: Sequence[Row], class_names: list[str] | None) -> tuple[VideoI
                 f"{row.where}: label {row.label} is out of range; "
                 f"there are {len(class_names)} classes, 0 to {len(class_names) - 1}"
             )
+        _check_name(row)
         if row.path in seen:
             raise InputError(f"{row.where}: duplicate path {row.path}, already at {seen[row.path]}")
         seen[row.path] = row.where
     return tuple(VideoItem(row.path, row.label, row.num_frames, row.pattern, row.sample) for row in rows)
+
+
+def _check_name(row: Row) -> None:
+    """Refuse what no file can be called; a missing file is another matter."""
+    try:
+        impossible = b"\0" in os.fsencode(row.path)
+    except UnicodeEncodeError:
+        impossible = True
+    if impossible:
+        raise InputError(f"{row.where}: {str(row.path)!r} cannot be the name of a file")

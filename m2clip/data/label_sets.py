@@ -131,6 +131,29 @@ def read_json(path: Path) -> object:
         return json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise InputError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from None
+    except (ValueError, RecursionError) as error:
+        # A number of thousands of digits, or thousands of brackets within each other.
+        raise InputError(f"{path}: not valid JSON ({error})") from None
+
+
+def whole_number(text: str, where: str) -> int:
+    """A number written in digits, with or without a sign.
+
+    Raises:
+        InputError: it has more than nine digits, which is none of what is counted here.
+    """
+    if len(text.lstrip("+-")) > 9 or not text.lstrip("+-").isdecimal():
+        shown = text if len(text) <= 40 else f"{text[:37]}..."
+        raise InputError(f"{where}: {shown!r} is no whole number of up to nine digits")
+    return int(text)
+
+
+def csv_fields(text: str, where: str) -> list[str]:
+    """The columns of one line of a csv file."""
+    try:
+        return next(csv.reader(io.StringIO(text)))
+    except csv.Error as error:
+        raise InputError(f"{where}: not a line of a csv file ({error})") from None
 
 
 def _json_rows(path: Path) -> list[tuple[int, str, int]]:
@@ -139,9 +162,9 @@ def _json_rows(path: Path) -> list[tuple[int, str, int]]:
         raise InputError(f'{path}: expected {{"class name": "id", ...}}, found a {type(table).__name__}')
     rows = []
     for entry, (name, number) in enumerate(table.items(), start=1):
-        if not str(number).isdigit():
+        if not str(number).isdecimal():
             raise InputError(f"{path}, entry {entry}: id {number!r} of class {name!r} is not a number")
-        rows.append((int(number), name.strip(), entry))
+        rows.append((whole_number(str(number), f"{path}, entry {entry}"), name.strip(), entry))
     return rows
 
 
@@ -156,15 +179,17 @@ def _text_rows(path: Path) -> tuple[int, list[tuple[int, str, int]]]:
         return 0, [_csv_row(path, number, line) for number, line in lines]
     numbered = [(_NUMBERED_ROW.fullmatch(line), number) for number, line in lines]
     if all(match for match, _ in numbered):
-        rows = [(int(match[1]), match[2], number) for match, number in numbered if match]
+        rows = [
+            (whole_number(match[1], f"{path}, line {number}"), match[2], number) for match, number in numbered if match
+        ]
         return (0 if any(label == 0 for label, _, _ in rows) else 1), rows
     return 0, [(rank, line, number) for rank, (number, line) in enumerate(lines)]
 
 
 def _csv_row(path: Path, line: int, text: str) -> tuple[int, str, int]:
-    fields = next(csv.reader(io.StringIO(text)))
+    fields = csv_fields(text, f"{path}, line {line}")
     # An unquoted comma in a name is common in hand-written files and cannot mean anything else in two columns.
     number, name = fields[0].strip(), ",".join(fields[1:]).strip()
-    if not number.isdigit() or len(fields) < 2:
+    if not number.isdecimal() or len(fields) < 2:
         raise InputError(f"{path}, line {line}: expected `id,name`, found {text!r}")
-    return int(number), name, line
+    return whole_number(number, f"{path}, line {line}"), name, line
