@@ -147,7 +147,7 @@ def page(found: Mapping[str, Any]) -> list[str]:
     lines += [
         "",
         f"What {MANY:,} episodes with 1 shot and as many with 5 cost when the features of the videos are on the disk: "
-        f"the whole command, on one thread of {found['device']}.",
+        f"the whole command, on {found['device']}.",
         "",
         "| | seconds | peak memory of the process |",
         "|---|---:|---:|",
