@@ -9,7 +9,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from m2clip.errors import InputError
 from m2clip.files import flush
 
 _TENSORS, _STATE, _PREFIX = "tensors.safetensors", "state.json", "step-"
+_OWN_DIGEST = "state_sha256"
 
 
 @dataclass
@@ -92,6 +93,7 @@ def save_checkpoint(
         temporary.mkdir()
         _write_tensors(tensors, temporary / _TENSORS)
         whole = {**state, "progress": asdict(progress), "sha256": _digest(temporary / _TENSORS)}
+        whole[_OWN_DIGEST] = _own_digest(whole)
         (temporary / _STATE).write_text(json.dumps(whole), encoding="utf-8")
         for path in (temporary / _TENSORS, temporary / _STATE, temporary):
             flush(path)
@@ -240,9 +242,13 @@ def _load(path: Path) -> Checkpoint:
         state = json.loads((path / _STATE).read_text(encoding="utf-8"))
         if _digest(path / _TENSORS) != state["sha256"]:
             raise _Damaged(f"{_TENSORS} is not what was written")
+        # Older checkpoints do not have it.
+        if state.pop(_OWN_DIGEST, None) not in (None, _own_digest(state)):
+            raise _Damaged(f"{_STATE} is not what was written")
         checkpoint = Checkpoint(path, load_file(path / _TENSORS), state)
-        checkpoint.progress  # noqa: B018 - a state without progress is damaged too
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        if not all(type(number) is int for number in astuple(checkpoint.progress)[:4]):
+            raise _Damaged(f"{_STATE} tells no progress")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise _Damaged(" ".join(f"{type(error).__name__}: {error}".split())) from None
     return checkpoint
 
@@ -251,6 +257,12 @@ def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     from safetensors.torch import save_file
 
     save_file(tensors, path)
+
+
+def _own_digest(state: dict[str, Any]) -> str:
+    # As it is read again: JSON has no keys but text, and no tuples.
+    read = json.loads(json.dumps(state))
+    return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()
 
 
 def _digest(path: Path) -> str:
