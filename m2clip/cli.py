@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from m2clip.commands.parsing import Parser
-from m2clip.errors import InputError
+from m2clip.errors import InputError, LostProcessError
 
 # Imported only to build their parsers; none of them imports torch before its command runs.
 COMMANDS = (
@@ -42,7 +42,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 2 for bad input (told in one line), 130 when interrupted.
+    """Run one command; returns the exit code.
+
+    0; 2 for bad input; 3 where another process of the group is gone; 130 when interrupted, 143 where SIGTERM ended
+    training. What is not 0 is told in one line.
 
     Args:
         arguments: the command line without the program's name; None takes this process's.
@@ -59,9 +62,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"m2clip: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("m2clip: interrupted", file=sys.stderr)
-        return 130
+    except LostProcessError as error:
+        if not error.silent:
+            print(f"m2clip: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt as stop:
+        # All processes of a group are stopped together.
+        if os.environ.get("RANK", "0") == "0":
+            print(f"m2clip: {stop if str(stop) else 'interrupted'}", file=sys.stderr)
+        return getattr(stop, "exit_code", 130)
     except BrokenPipeError:
         # The reader of our output is gone (as in `m2clip info | head`): what is still buffered goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

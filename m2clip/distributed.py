@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -10,7 +13,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from m2clip.errors import InputError
+from m2clip.errors import InputError, LostProcessError
+
+# How long processes that have lost one wait to hear which of the others are still there, in seconds.
+_ROLL_CALL = 5.0
+_WAITING = "waiting"
 
 
 def is_distributed() -> bool:
@@ -48,6 +55,7 @@ def init(timeout_seconds: float = 1800.0, device: str | torch.device | None = No
 
     Raises:
         InputError: torchrun's environment is incomplete, or a GPU was asked for that is not there.
+        LostProcessError: another process did not come in time.
     """
     chosen = _pick_device(device)
     if chosen.type == "cuda":
@@ -60,7 +68,14 @@ def init(timeout_seconds: float = 1800.0, device: str | torch.device | None = No
                 f"WORLD_SIZE is {size} but {', '.join(missing)} is not set: start with torchrun, or unset WORLD_SIZE"
             )
         backend = "nccl" if chosen.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
+        try:
+            dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
+        except dist.DistError as error:
+            raise LostProcessError(
+                f"the {size} processes of the group did not find each other within {timeout_seconds:g} s at "
+                f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} ({' '.join(str(error).split())[:200]}): "
+                "start all of them, on machines that reach this address"
+            ) from None
     return chosen
 
 
@@ -129,8 +144,68 @@ def gather_objects(value: Any) -> list[Any]:
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
-    dist.all_gather_object(values, value)
+    with losses_told():
+        dist.all_gather_object(values, value)
     return values
+
+
+@contextmanager
+def losses_told() -> Iterator[None]:
+    """Tells which process of the group is gone where one waits for it in vain; leaves a word for the others if this
+    one ends with an error itself.
+
+    Raises:
+        LostProcessError: another process died, ended with an error, or did not answer within the group's timeout.
+    """
+    try:
+        yield
+        return
+    except LostProcessError:
+        raise
+    except BaseException as error:
+        if not is_distributed() or world_size() == 1:
+            raise
+        if not _is_loss(error):
+            with suppress(Exception):
+                _store().set(f"m2clip/{rank()}", f"ended with: {' '.join(str(error).split()) or type(error).__name__}")
+            raise
+        reason = " ".join(str(error).split())
+    raise _call_the_roll("did not answer in time" if "imed out" in reason else "is gone, killed or out of memory")
+
+
+def _is_loss(error: BaseException) -> bool:
+    """Whether a collective failed for want of another process; gloo says so with a plain RuntimeError."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
+def _call_the_roll(guess: str) -> LostProcessError:
+    own, size = rank(), world_size()
+    words: dict[int, str] = {own: _WAITING}
+    try:
+        store = _store()
+        store.set_timeout(timedelta(seconds=_ROLL_CALL))
+        store.set(f"m2clip/{own}", _WAITING)
+        end = time.monotonic() + _ROLL_CALL
+        while len(words) < size and time.monotonic() < end:
+            for number in range(size):
+                if number not in words and store.check([f"m2clip/{number}"]):
+                    words[number] = store.get(f"m2clip/{number}").decode("utf-8", "replace")
+            time.sleep(0.1)
+    except (RuntimeError, OSError):
+        guess = "is gone, or the process or machine that keeps the group together"
+    here = [number for number, word in words.items() if word == _WAITING]
+    lost = [f"process {number} {words.get(number, guess)}" for number in range(size) if number not in here]
+    return LostProcessError(
+        f"{'; '.join(lost) or 'the connection between the processes broke'} (numbered 0 to {size - 1}): the others "
+        "cannot go on without it; start again, and training goes on from its last checkpoint (torchrun --max-restarts "
+        "3 does so by itself)",
+        silent=own != min(here),
+    )
+
+
+def _store() -> Any:
+    """The key-value store that the group met at; it outlives single processes."""
+    return dist.distributed_c10d._get_default_store()
 
 
 def _environment_int(name: str, default: int) -> int:

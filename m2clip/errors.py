@@ -3,3 +3,18 @@
 
 class InputError(ValueError):
     """Bad input: the message says in one line what was wrong and what to do about it."""
+
+
+class LostProcessError(RuntimeError):
+    """Another process of the group is gone or hangs, so that this one cannot go on; the message names it.
+
+    Attributes:
+        silent: whether another process tells the same, so that this one need not.
+        exit_code: what a program returns that ends with this error.
+    """
+
+    exit_code = 3
+
+    def __init__(self, message: str, silent: bool = False) -> None:
+        super().__init__(message)
+        self.silent = silent

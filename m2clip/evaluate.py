@@ -77,12 +77,23 @@ def evaluate_model(
     rank, size = shard or (distributed.rank(), distributed.world_size())
     device = torch.device(device) if device is not None else next(model.parameters()).device
 
-    with scoring_mode(model, names, adapters_off) as own_names:
-        scores = list(
-            _score_shard(model, dataset, settings, own_names, device, workers, precision, progress, rank, size, timeout)
-        )
+    scores: list[VideoScore] = []
+    problem: InputError | KeyboardInterrupt | None = None
+    try:
+        with scoring_mode(model, names, adapters_off) as own_names:
+            scores += _score_shard(
+                model, dataset, settings, own_names, device, workers, precision, progress, rank, size, timeout
+            )
+    except (InputError, KeyboardInterrupt) as error:
+        if size == 1 or shard is not None:
+            raise
+        problem = error
     if shard is None:
-        scores = [score for part in distributed.gather_objects(scores) for score in part]
+        # All processes learn of an error of one, or they would wait for it in vain.
+        parts = distributed.gather_objects((scores, problem))
+        if (first := next((error for _, error in parts if error is not None), None)) is not None:
+            raise problem or first
+        scores = [score for part, _ in parts for score in part]
     scores.sort(key=lambda score: score.index)
     failures = [Failure(score.index, str(items[score.index].path), score.error) for score in scores if score.error]
     if failures and settings.on_error == "raise":

@@ -6,11 +6,12 @@ import csv
 import json
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from m2clip.files import replacing
+from m2clip.files import flush, replacing
 
 METRICS, BAD_VIDEOS = "metrics.csv", "bad_videos.jsonl"
 
@@ -36,9 +37,7 @@ class RunLog:
         if not active:
             return
         self._drop_rows_after(step)
-        if self.bad_videos.exists():
-            lines = self.bad_videos.read_text(encoding="utf-8").splitlines()
-            self._known_bad = {json.loads(line)["path"] for line in lines if line.endswith("}")}
+        self._drop_bad_videos_after(step)
         from torch.utils.tensorboard import SummaryWriter
 
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
@@ -49,8 +48,7 @@ class RunLog:
         """The lines of metrics.csv so far."""
         if not self.metrics.exists():
             return []
-        with self.metrics.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
+        return list(csv.DictReader(_whole_lines(self.metrics)))
 
     def write(self, step: int, epoch: int, values: dict[str, float]) -> None:
         """Add a line to metrics.csv and its numbers to TensorBoard.
@@ -120,13 +118,21 @@ class RunLog:
         """How many different videos could not be read."""
         return len(self._known_bad)
 
+    def flush(self) -> None:
+        """Wait until all records are on the disk: before a checkpoint after which they are not made again."""
+        for path in (self.metrics, self.bad_videos):
+            if self.active and path.exists():
+                flush(path)
+
     def close(self) -> None:
         """Take the progress bar down and finish the files."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
         if self._board is not None:
-            self._board.close()
+            # A full disk has been told of by what is written first, or will be.
+            with suppress(OSError):
+                self._board.close()
 
     def _start_bar(self, step: int) -> None:
         from rich.console import Console
@@ -148,18 +154,30 @@ class RunLog:
     def _columns(self) -> list[str]:
         if not self.metrics.exists():
             return []
-        with self.metrics.open(newline="", encoding="utf-8") as file:
-            return next(csv.reader(file), [])
+        return next(csv.reader(_whole_lines(self.metrics)), [])
 
     def _drop_rows_after(self, step: int) -> None:
         columns, rows = self._columns(), self.rows()
         if columns:
-            # A line cut off by a crash has no readable step; it belongs to a step after the checkpoint.
-            kept = [row for row in rows if (row["step"] or "").isdigit() and int(row["step"]) <= step]
-            self._rewrite(columns, kept if step > 0 else [])
+            self._rewrite(columns, [row for row in rows if step > 0 and int(row["step"]) <= step])
+
+    def _drop_bad_videos_after(self, step: int) -> None:
+        if not self.bad_videos.exists():
+            return
+        # A video met in this step or later will be met again.
+        kept = [line for line in _whole_lines(self.bad_videos) if json.loads(line)["step"] < step]
+        with replacing(self.bad_videos) as temporary:
+            temporary.write_text("".join(kept), encoding="utf-8")
+        self._known_bad = {json.loads(line)["path"] for line in kept}
 
     def _rewrite(self, columns: list[str], rows: list[dict[str, str]]) -> None:
         with replacing(self.metrics) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(rows)
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """The lines of a file, without one at its end that was cut off."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [line for line in file if line.endswith("\n")]

@@ -112,7 +112,9 @@ def save_checkpoint(
             ) from None
         raise
     shutil.rmtree(discarded, ignore_errors=True)
-    for old in list_checkpoints(folder)[keep:]:
+    # Later ones than this are damaged: the run has gone on from before them.
+    later = [path for path in list_checkpoints(folder) if _step(path) > progress.step]
+    for old in (*later, *list_checkpoints(folder)[len(later) + keep :]):
         shutil.rmtree(old, ignore_errors=True)
     return target
 
@@ -120,7 +122,7 @@ def save_checkpoint(
 def list_checkpoints(folder: str | os.PathLike[str]) -> list[Path]:
     """Checkpoint folders of a run, newest first; whether they are intact is not checked."""
     found = [path for path in Path(folder).glob(f"{_PREFIX}*") if path.name[len(_PREFIX) :].isdigit() and path.is_dir()]
-    return sorted(found, key=lambda path: int(path.name[len(_PREFIX) :]), reverse=True)
+    return sorted(found, key=_step, reverse=True)
 
 
 def load_newest(folder: str | os.PathLike[str], report: Callable[[str], None] = print) -> Checkpoint | None:
@@ -230,8 +232,18 @@ def check_same_run(saved: dict[str, Any], current: dict[str, Any], folder: Path)
         )
 
 
+def remove_partial_files(folder: Path) -> None:
+    """Remove what a killed process left of files that it was writing to the run folder (`m2clip.files.replacing`)."""
+    for path in folder.glob(".*.partial"):
+        path.unlink(missing_ok=True)
+
+
 class _Damaged(Exception):
     """A checkpoint that cannot be used, and why."""
+
+
+def _step(path: Path) -> int:
+    return int(path.name[len(_PREFIX) :])
 
 
 def _load(path: Path) -> Checkpoint:

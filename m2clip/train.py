@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 import time
 from collections import deque
 from collections.abc import Callable
@@ -14,15 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from m2clip import distributed, run_state, validation
+from m2clip.checkpoint import save_adapters
 from m2clip.config import RunConfig, save_config, validate
 from m2clip.errors import InputError
 from m2clip.optim import SCHEDULES, build_optimizer
 from m2clip.run_log import RunLog
 from m2clip.run_state import Progress
 from m2clip.stepping import Pending, Stepper, check_step_options, compile_loss, cuda_capture
+from m2clip.stopping import Stopped, StopRequest, room_needed
 from m2clip.train_setup import (
     LossModule,
-    StopRequest,
     batches_per_epoch,
     build_model,
     clips_per_pass,
@@ -72,8 +74,9 @@ def run(
 ) -> Path:
     """Train as the configuration says, or go on with the run that its output folder holds; returns that folder.
 
-    SIGINT or SIGTERM ends training after the current step with a checkpoint, and the function returns as usual: the
-    same call goes on from there, with the same losses as if it had never stopped.
+    SIGINT or SIGTERM ends training after the current step with a checkpoint: the same call goes on from there, with
+    the same losses as if it had never stopped. A second SIGTERM changes nothing; a second Ctrl-C ends at once, and the
+    checkpoint before is what is left.
 
     Args:
         config: the run (`m2clip.config.load_config`).
@@ -86,6 +89,8 @@ def run(
     Raises:
         InputError: bad configuration, data or folder; settings that differ from those of the run to be resumed.
         NonFiniteError: three steps in a row without a finite loss and gradient; the videos are named.
+        LostProcessError: another process of the group is gone, or has not answered within config.timeout.
+        Stopped: a signal ended training early (a KeyboardInterrupt).
     """
     validate(config)
     started_group = not distributed.is_distributed()
@@ -95,8 +100,9 @@ def run(
         # Threads that wait for a core taken by a decoding worker make every step many times slower.
         torch.set_num_threads(max(1, threads - config.data.workers))
     try:
-        trainer = _Trainer(config, device, clip, resume, quiet, on_step)
-        trainer.train()
+        with distributed.losses_told(), room_needed(config.output):
+            trainer = _Trainer(config, device, clip, resume, quiet, on_step)
+            trainer.train()
     finally:
         torch.set_num_threads(threads)
         if started_group:
@@ -155,11 +161,12 @@ class _Trainer:
 
         self.progress = Progress()
         checkpoint = run_state.load_newest(self.checkpoints, say)
+        if distributed.is_main():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            run_state.remove_partial_files(self.folder)
         if checkpoint is not None:
             self.restore(checkpoint)
             say(f"{self.folder}: going on after step {self.progress.step} of {total_steps}")
-        elif distributed.is_main():
-            self.folder.mkdir(parents=True, exist_ok=True)
         loss: nn.Module = LossModule(self.model)
         if optim.compile != "none":
             compile_loss(loss, optim.compile, optim.cuda_graph)
@@ -191,6 +198,9 @@ class _Trainer:
         run_state.restore_tensors(self.model, self.optimizer, checkpoint.tensors)
         self.scaler.load_state_dict(checkpoint.state["scaler"])
         self.progress = checkpoint.progress
+        if distributed.is_main():
+            # A process that was killed after writing this checkpoint may not have come to this.
+            self.keep_last_adapters()
 
     # ---- the loop ----
 
@@ -199,10 +209,13 @@ class _Trainer:
         try:
             with self.stop.active():
                 self.train_epochs()
+        except Stopped:
+            raise
         except KeyboardInterrupt:
-            if not self.stop.requested:
+            if self.stop.number is None and distributed.world_size() == 1:
                 raise
-            self.log.say(f"stopped; the checkpoint of step {self.progress.step} or the one before it is kept")
+            step = self.progress.step
+            raise self.stopped(f"stopped; the checkpoint of step {step} or the one before it is kept") from None
         finally:
             self.log.close()
 
@@ -216,13 +229,17 @@ class _Trainer:
                 self.log.say(f"{self.folder}: trained {progress.step} steps, {epochs} epochs")
                 return
             if not self.train_epoch():
-                self.log.say(f"{self.folder}: stopped after step {progress.step}; start again to go on from there")
-                return
+                raise self.stopped(f"stopped after step {progress.step}; start again to go on from there")
+
+    def stopped(self, what: str) -> Stopped:
+        # The signal may have come to another process only.
+        return Stopped(f"{self.folder}: {what}", self.stop.number or signal.SIGTERM)
 
     def train_epoch(self) -> bool:
         """Train to the end of the epoch, or until a stop is asked for: then False."""
         progress, accumulate = self.progress, self.config.optim.accumulate
-        batches = epoch_batches(self.config, self.train_set, self.device, progress.epoch, progress.batches)
+        say = self.log.say if self.log.active else None
+        batches = epoch_batches(self.config, self.train_set, self.device, progress.epoch, progress.batches, say)
         self.clock, self.clips = time.monotonic(), 0
         while True:
             size = min(accumulate, self.batches_per_epoch - progress.batches)
@@ -323,10 +340,10 @@ class _Trainer:
         if distributed.is_main():
             state = {"identity": self.identity, "scaler": self.scaler.state_dict(), "rng": rng}
             tensors = run_state.collect_tensors(self.model, self.optimizer)
+            self.log.flush()
             try:
                 run_state.save_checkpoint(self.checkpoints, tensors, self.progress, state, self.config.keep_checkpoints)
-                if self.config.keep == "last" or self.val_set is None:
-                    self.save_adapters()
+                self.keep_last_adapters()
             except InputError as problem:
                 error = str(problem)
         # All processes must learn of a failure, or the others would wait for the main one until the timeout.
@@ -334,10 +351,9 @@ class _Trainer:
         if error is not None:
             raise InputError(error)
 
-    def save_adapters(self) -> None:
-        import m2clip
-
-        m2clip.save_adapters(self.model, self.folder)
+    def keep_last_adapters(self) -> None:
+        if self.config.keep == "last" or self.val_set is None:
+            save_adapters(self.model, self.folder)
 
     def finish_epoch(self) -> None:
         """Validate after an epoch where it is due and not in metrics.csv yet."""
@@ -349,15 +365,16 @@ class _Trainer:
         if self.val_set is None or not due or distributed.gather_objects(done)[0]:
             return
         generators = run_state.rng_state()
+        # Several processes stop together, between two videos.
         self.stop.immediate = distributed.world_size() == 1
-        found = validation.score(self.model, self.val_set, config, self.device)
+        found = validation.score(self.model, self.val_set, config, self.device, self.stop.check)
         self.stop.immediate = False
         run_state.set_rng_state(generators)
         self.model.train()
         if not distributed.is_main():
             return
         if config.keep == "best" and found.top1 > max((float(row["val_top1"]) for row in rows), default=-1.0):
-            self.save_adapters()
+            save_adapters(self.model, self.folder)
         found.save(self.folder / f"eval_epoch_{progress.epoch:03d}.json")
         self.log.write(progress.step, progress.epoch, found.columns)
         self.log.say(f"epoch {progress.epoch}: {found.line}")

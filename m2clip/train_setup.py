@@ -1,11 +1,9 @@
-"""What a training run is made of: lists, datasets, model, seeds, its identity, and how it is asked to stop."""
+"""What a training run is made of: lists, datasets, model, seeds, and its identity."""
 
 from __future__ import annotations
 
 import random
-import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,33 +41,6 @@ class LossModule(nn.Module):
     def forward(self, video: Tensor, labels: Tensor, *drawn: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         loss = self.model.loss(video, labels, drawn=drawn)
         return loss.total, loss.parts
-
-
-class StopRequest:
-    """Notes SIGINT and SIGTERM while active; a second SIGINT, or any while `immediate`, raises KeyboardInterrupt."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        self.immediate = False
-
-    @contextmanager
-    def active(self) -> Iterator[None]:
-        """Take the two signals over within this context."""
-        try:
-            before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # only the main thread may handle signals; elsewhere the caller has its own way to stop
-            before = {}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _note(self, number: int, frame: Any) -> None:
-        again = self.requested and number == signal.SIGINT
-        self.requested = True
-        if self.immediate or again:
-            raise KeyboardInterrupt
 
 
 def mix_seeds(*numbers: int) -> int:

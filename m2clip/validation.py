@@ -33,7 +33,13 @@ class Validation:
     save: Callable[[Path], Any]
 
 
-def score(model: VideoModel, videos: ClipDataset, config: RunConfig, device: torch.device) -> Validation:
+def score(
+    model: VideoModel,
+    videos: ClipDataset,
+    config: RunConfig,
+    device: torch.device,
+    progress: Callable[[int, int], None] | None = None,
+) -> Validation:
     """Validate; all processes of a group take part.
 
     Args:
@@ -41,6 +47,7 @@ def score(model: VideoModel, videos: ClipDataset, config: RunConfig, device: tor
         videos: what `m2clip.train_setup.datasets` made.
         config: the run.
         device: where the model is.
+        progress: called with (videos done, videos of this process), where whole lists are scored.
 
     Raises:
         InputError: no video can be scored, or one cannot and eval.on_error is "raise".
@@ -59,6 +66,7 @@ def score(model: VideoModel, videos: ClipDataset, config: RunConfig, device: tor
         workers=config.data.workers,
         precision=config.optim.precision,
         timeout=config.data.timeout,
+        progress=progress,
     )
     columns = {"val_top1": result.top1}
     if result.top5 is not None:

@@ -20,6 +20,7 @@ from m2clip import train
 from m2clip.errors import InputError
 from m2clip.methods.m2clip import M2CLIP
 from m2clip.run_state import Progress, list_checkpoints, load_newest
+from m2clip.stopping import Stopped
 from tests.test_distributed import free_port
 from tests.training_run import CLASS_NAMES, build_clip, build_config, read_losses, write_videos
 
@@ -114,7 +115,9 @@ def test_signal_ends_with_a_checkpoint(videos: Path, tmp_path: Path, number: sig
             os.kill(os.getpid(), number)
 
     before = signal.getsignal(number)
-    train.run(config, clip=build_clip(), device="cpu", quiet=True, on_step=on_step)
+    with pytest.raises(Stopped, match="stopped after step 3; start again") as stopped:
+        train.run(config, clip=build_clip(), device="cpu", quiet=True, on_step=on_step)
+    assert stopped.value.exit_code == 128 + number
     assert signal.getsignal(number) is before
     checkpoint = load_newest(tmp_path / "cut" / "checkpoints")
     assert checkpoint is not None and checkpoint.progress.step == 3

@@ -1,0 +1,104 @@
+"""Several processes: stopped together, one of them killed or hanging, started anew by torchrun's agent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from m2clip.run_state import list_checkpoints
+from tests.survival_run import assert_same_result, render, run_elastic, start, wait_for, words
+from tests.test_distributed import free_port
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return render(tmp_path_factory.mktemp("videos"))
+
+
+def command(videos: Path, folder: Path, *more: str) -> list[str]:
+    return words(videos, folder, "optim.batch_size=2", "data.workers=0", *more)
+
+
+def start_group(videos: Path, folder: Path, *more: str) -> list[Any]:
+    port = str(free_port())
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    log = folder.with_suffix(".log")
+    return [
+        start(command(videos, folder, *more), log, RANK=str(rank), LOCAL_RANK=str(rank), **group) for rank in range(2)
+    ]
+
+
+def join(processes: list[Any]) -> list[int]:
+    for process in processes:
+        process.join(300)
+    return [process.exitcode for process in processes]
+
+
+def told(folder: Path) -> list[str]:
+    return [line for line in folder.with_suffix(".log").read_text().splitlines() if "m2clip: " in line]
+
+
+@pytest.fixture(scope="module")
+def whole(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert join(start_group(videos, folder)) == [0, 0]
+    return folder
+
+
+def test_a_signal_to_one_stops_all_after_the_same_step(videos: Path, whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    processes = start_group(videos, folder)
+    wait_for(folder, 2)
+    os.kill(processes[1].pid, signal.SIGTERM)
+    assert join(processes) == [143, 143]
+    (line,) = told(folder)
+    assert "stopped" in line and list_checkpoints(folder / "checkpoints")
+    assert join(start_group(videos, folder)) == [0, 0]
+    assert_same_result(folder, whole)
+
+
+@pytest.mark.parametrize(
+    ("number", "seconds", "words"),
+    [(signal.SIGKILL, 60, "process 1 is gone"), (signal.SIGSTOP, 5, "process 1 did not answer in time")],
+)
+def test_a_lost_process_is_named(
+    videos: Path, whole: Path, tmp_path: Path, number: signal.Signals, seconds: int, words: str
+) -> None:
+    folder = tmp_path / "run"
+    processes = start_group(videos, folder, f"timeout={seconds}")
+    wait_for(folder, 4)
+    os.kill(processes[1].pid, number)
+    processes[0].join(120)
+    assert processes[0].exitcode == 3
+    processes[1].kill()
+    assert join(processes)[1] == -signal.SIGKILL
+    (line,) = told(folder)
+    assert words in line and "start again" in line
+    assert join(start_group(videos, folder)) == [0, 0]
+    assert_same_result(folder, whole)
+
+
+def test_the_agent_of_torchrun_starts_all_anew(videos: Path, whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert run_elastic(command(videos, folder), folder.with_suffix(".log"), [4, 10]) == 0
+    assert "process 1 is gone" in folder.with_suffix(".log").read_text()
+    assert_same_result(folder, whole)
+    if "M2CLIP_KILLS" not in os.environ:
+        return
+    # The program torchrun itself, whose processes import everything six times over.
+    folder = tmp_path / "torchrun"
+    options = ["--nproc-per-node=2", "--max-restarts=1", "--master-port", str(free_port()), "-m", "m2clip.cli"]
+    with folder.with_suffix(".log").open("w") as log:
+        arguments = [sys.executable, "-m", "torch.distributed.run", *options, *command(videos, folder)]
+        agent = subprocess.Popen(arguments, stdout=log, stderr=log)
+        wait_for(folder, 4)
+        found = subprocess.run(["pgrep", "-P", str(agent.pid)], capture_output=True, text=True, check=True).stdout
+        os.kill(int(found.split()[1]), signal.SIGKILL)
+        assert agent.wait(300) == 0
+    assert_same_result(folder, whole)
