@@ -30,8 +30,9 @@ def open_video(
 
     Args:
         path: video file, or a folder of images.
-        reader: "auto" (a folder: its images; a file: decord where it can be imported, else PyAV), "decord", "pyav",
-            "torchcodec" or "frames". A file that decord or torchcodec would miscount or cannot read is read by PyAV.
+        reader: "auto" (a folder: its images; a file: PyAV, which passes over frames that are not wanted and that no
+            other refers to), "decord", "pyav", "torchcodec" or "frames". A file that decord or torchcodec would
+            miscount or cannot read is read by PyAV.
         pattern, num_frames: for a folder: image names with the frame number from 1 ("img_{:05d}.jpg") and their count;
             default: every image in sorted order.
 
@@ -46,19 +47,11 @@ def open_video(
         return FrameFolder(path, pattern, num_frames)
     if path.is_dir():
         raise VideoError(f"{path}: a folder, not a video file; folders of images are read by the reader 'frames'")
-    if reader == "pyav" or (reader == "auto" and not _have_decord()):
+    if reader in ("auto", "pyav"):
         return PyAVVideo(path)
     if reader == "torchcodec":
         return TorchCodecVideo(path)
     return DecordVideo(path)
-
-
-def _have_decord() -> bool:
-    try:
-        import decord  # noqa: F401
-    except (ImportError, OSError):
-        return False
-    return True
 
 
 class _CheckedVideo(Video):
