@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import tarfile
 import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ from m2clip.errors import InputError
 
 MANIFEST = "manifest.json"
 FORMAT, VERSION = "m2clip pack", 1
-_BLOCK = tarfile.BLOCKSIZE
+_BLOCK = 512  # bytes, of a tar archive
 _MOST_OPEN = 32
 
 
@@ -65,12 +64,12 @@ class ShardVideo(Video):
         data = _read_sample(path, sample)
         try:
             members = _members(data)
-            facts = json.loads(members[f"{sample.key}.json"])
+            facts = json.loads(bytes(members[f"{sample.key}.json"]))
             self.times: list[float] | None = facts["times"]
             self.original_frames: int = facts["num_frames"]
             self.num_frames = len(facts["frames"])
             self._images = [members[frame_name(sample.key, number)] for number in range(self.num_frames)]
-        except (KeyError, TypeError, ValueError, tarfile.TarError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise VideoError(f"{_place(path, sample)}: not a sample of a pack ({type(error).__name__})") from None
         self.fps = math.nan
         if self.times is not None and self.times[-1] > self.times[0]:
@@ -144,15 +143,15 @@ def _place(path: Path, sample: ShardSample) -> str:
     return f"{sample.shard}, sample {sample.key} ({path})"
 
 
-def _members(data: bytes) -> dict[str, memoryview | bytes]:
-    """The files in a piece of a tar archive by name."""
+def _members(data: bytes) -> dict[str, memoryview]:
+    """The files in a piece of a tar archive by name; the module tarfile would take a tenth of the time of a clip."""
     view, members, offset = memoryview(data), {}, 0
     while offset < len(data):
-        header = tarfile.TarInfo.frombuf(data[offset : offset + _BLOCK], "utf-8", "strict")
-        start = offset + _BLOCK
-        content = view[start : start + header.size]
-        members[header.name] = bytes(content) if header.name.endswith(".json") else content
-        offset = start + -(-header.size // _BLOCK) * _BLOCK
+        name = data[offset : offset + 100].rstrip(b"\0").decode()
+        size = int(data[offset + 124 : offset + 135], 8)
+        offset += _BLOCK
+        members[name] = view[offset : offset + size]
+        offset += -(-size // _BLOCK) * _BLOCK
     return members
 
 
