@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,8 +25,12 @@ from m2clip.data.label_sets import read_json
 from m2clip.data.video_base import Video, VideoError
 from m2clip.errors import InputError
 
+if TYPE_CHECKING:
+    from m2clip.data.annotations import VideoItem
+
 MANIFEST = "manifest.json"
 FORMAT, VERSION = "m2clip pack", 1
+SUBSET = "m2clip pack subset"
 _BLOCK = 512  # bytes, of a tar archive
 _MOST_OPEN = 32
 
@@ -156,13 +161,13 @@ def _members(data: bytes) -> dict[str, memoryview]:
 
 
 def is_pack(path: Path) -> bool:
-    """Whether a path is the folder or the manifest.json of a pack."""
+    """Whether a path is the folder of a pack, its manifest.json, or a file that `subset_text` gave."""
     manifest = path / MANIFEST if path.is_dir() else path
-    if manifest.name != MANIFEST or not manifest.is_file():
+    if not manifest.is_file():
         return False
-    # Its first line names the format; other programs have a manifest.json as well.
+    # The first field names the format; other programs have a manifest.json as well.
     with manifest.open("rb") as file:
-        return FORMAT.encode() in file.read(200)
+        return re.match(rb'\{\s*"format": "m2clip pack', file.read(100)) is not None
 
 
 def load_manifest(path: Path) -> dict[str, Any]:
@@ -181,7 +186,9 @@ def load_manifest(path: Path) -> dict[str, Any]:
 
 
 def parse_shards(source: Source) -> Parsed:
-    """The folder of a pack, or its manifest.json; videos in the order of the list that was packed."""
+    """The folder of a pack, or its manifest.json: videos in the order of the packed list. Or a subset of one."""
+    if not source.path.is_dir() and source.path.name != MANIFEST:
+        return _parse_subset(source)
     folder = source.path if source.path.is_dir() else source.path.parent
     manifest = load_manifest(source.path)
     if not manifest["complete"]:
@@ -198,8 +205,38 @@ def parse_shards(source: Source) -> Parsed:
             raise InputError(f"{index}: not the index of a shard; delete it and run m2clip pack again") from None
     rows = [row for _, row in sorted(stored, key=lambda entry: entry[0])]
     if lookup is not None and names is not None:
-        rows = [Row(row.where, row.path, lookup.label(names[row.label], row.where), sample=row.sample) for row in rows]
+        rows = [replace(row, label=lookup.label(names[row.label], row.where)) for row in rows]
     return Parsed(rows, source.class_names or names)
+
+
+def subset_text(items: Sequence[VideoItem]) -> str:
+    """Some videos of a pack, with labels of their own, as the content of a file that is read in place of the pack.
+
+    Raises:
+        InputError: they are not all of one pack.
+    """
+    samples = [item.sample for item in items]
+    folders = {sample.shard.parent.absolute() if sample else None for sample in samples}
+    if len(folders) != 1 or None in folders:
+        raise InputError("a list of videos from several packs, or from a pack and from files, cannot be written")
+    chosen = [[int(sample.key), item.label] for item, sample in zip(items, samples, strict=True) if sample]
+    content = {"format": SUBSET, "version": VERSION, "pack": str(folders.pop()), "samples": chosen}
+    return json.dumps(content) + "\n"
+
+
+def _parse_subset(source: Source) -> Parsed:
+    content = read_json(source.path)
+    if not isinstance(content, dict) or content.get("format") != SUBSET:
+        raise InputError(f"{source.path}: neither the manifest of a pack nor a subset of one")
+    pack = Path(content["pack"])
+    if not is_pack(pack):
+        raise InputError(f"{source.path}: its pack, {pack}, is not there")
+    rows = {row.sample.key: row for row in parse_shards(Source(pack, pack, None, None)).rows if row.sample}
+    missing = next((position for position, _ in content["samples"] if sample_key(position) not in rows), None)
+    if missing is not None:
+        raise InputError(f"{source.path}: video {missing + 1} is not in {pack}")
+    chosen = [replace(rows[sample_key(position)], label=label) for position, label in content["samples"]]
+    return Parsed(chosen, source.class_names)
 
 
 def _row(folder: Path, kind: str, shard: str, sample: dict[str, Any]) -> tuple[int, Row]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from m2clip.data.annotations import Annotations, load_annotations
+from m2clip.data.shards import subset_text
 from m2clip.errors import InputError
 from m2clip.files import replacing
 
@@ -20,8 +21,8 @@ class WrittenList:
     """A list of videos in files, as a configuration names it.
 
     Attributes:
-        path: the list; videos are named by absolute paths.
-        format: its annotation format, "list" or "frames".
+        path: the list; videos are named by absolute paths, those of a pack by their place in it.
+        format: its annotation format: "list", "frames", or for videos of a pack "auto".
         classes: the class file, columns id and name.
     """
 
@@ -97,7 +98,7 @@ def write_list(annotations: Annotations, path: Path) -> WrittenList:
     """Write a list and, beside it, its class names (<name>_classes.csv), each to a temporary name and then renamed.
 
     Args:
-        annotations: the videos, with class names; video files alone or folders of frames alone.
+        annotations: the videos, with class names; video files, folders of frames or videos of one pack, nothing mixed.
         path: file to write.
 
     Raises:
@@ -108,7 +109,8 @@ def write_list(annotations: Annotations, path: Path) -> WrittenList:
     if len(folders) > 1:
         raise InputError(f"{annotations.source}: holds both video files and folders of frames; one list cannot")
     lines = []
-    for item in annotations.items:
+    packed = any(item.sample is not None for item in annotations.items)
+    for item in () if packed else annotations.items:
         video = str(item.path.absolute())
         # A list line is read with these stripped from its ends.
         if video.strip(' ,"\t') != video or "\n" in video or "\r" in video:
@@ -120,10 +122,11 @@ def write_list(annotations: Annotations, path: Path) -> WrittenList:
     rows = csv.writer(table, lineterminator="\n")
     rows.writerow(("id", "name"))
     rows.writerows(enumerate(names))
-    for file, text in ((classes, table.getvalue()), (path, "".join(lines))):
+    content = subset_text(annotations.items) if packed else "".join(lines)
+    for file, text in ((classes, table.getvalue()), (path, content)):
         with replacing(file) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    return WrittenList(path, "frames" if True in folders else "list", classes)
+    return WrittenList(path, "auto" if packed else "frames" if True in folders else "list", classes)
 
 
 def _names(annotations: Annotations) -> list[str]:

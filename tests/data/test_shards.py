@@ -15,6 +15,7 @@ from m2clip.data import shards
 from m2clip.data.annotations import Annotations, detect_format, list_hash, load_annotations
 from m2clip.data.clips import ClipDataset, ClipSettings, EpochSampler, collate, load_views
 from m2clip.data.shards import ShardVideo
+from m2clip.data.splits import write_list
 from m2clip.data.video_base import VideoError
 from m2clip.errors import InputError
 from m2clip.pack import PackSettings, pack
@@ -138,6 +139,23 @@ def test_names_of_the_caller_decide_the_labels(some: Annotations) -> None:
         load_annotations(some.source, class_names=["walk", "run"])
     with pytest.raises(InputError, match="no splits"):
         load_annotations(some.source, split="train")
+
+
+def test_a_part_of_a_pack_is_a_list_of_its_own(videos: Annotations, some: Annotations, tmp_path: Path) -> None:
+    chosen = some.select_classes(["walk", "jump"]).few_shot(2, seed=1)
+    written = write_list(chosen, tmp_path / "train.txt")
+    again = load_annotations(written.path, format=written.format, class_names=written.classes)
+    assert (again.items, again.class_names, again.format) == (chosen.items, ["walk", "jump"], "shards")
+    assert list_hash(again.items) == list_hash(videos.select_classes(["walk", "jump"]).few_shot(2, seed=1).items)
+    mixed = replace(chosen, items=(*chosen.items, videos.items[0]))
+    with pytest.raises(InputError, match="from a pack and from files, cannot be written"):
+        write_list(mixed, tmp_path / "mixed.txt")
+    written.path.write_text(written.path.read_text().replace("[[", "[[77, 0], ["))
+    with pytest.raises(InputError, match=r"video 78 is not in "):
+        load_annotations(written.path)
+    written.path.write_text(written.path.read_text().replace(str(some.source), "/nowhere"))
+    with pytest.raises(InputError, match=r"its pack, /nowhere, is not there"):
+        load_annotations(written.path)
 
 
 def shard_of(annotations: Annotations, position: int) -> Path:
