@@ -154,25 +154,21 @@ def measure_memory(folder: Path, decodes: int, arguments: Sequence[str]) -> dict
 
 def measure_loaders(lists: Mapping[str, Annotations], clips: int, rounds: int) -> dict[str, Any]:
     """Clips a second of whole loaders, and processor seconds of a clip, workers and transfer included."""
-    from torch.utils.data import DataLoader
-
-    from m2clip.data.clips import ClipDataset, ClipSettings, EpochSampler, collate
+    from m2clip.data.clips import ClipDataset, ClipSettings, collate
+    from m2clip.data.loading import load
 
     found: dict[str, Any] = {}
     for name, workers in itertools.product((FAR, ENCODED, SHARDS), (0, 1, 2)):
         dataset = ClipDataset(lists[name], ClipSettings(), training=True)
         # As many epochs over the few videos as are needed, each with other frames and crops.
         epochs = -(-clips * (5 if name == SHARDS else 1) // len(dataset))
-        addresses = [address for epoch in range(epochs) for address in EpochSampler(len(dataset), epoch=epoch)]
+        batches = [[(epoch, index) for index in range(len(dataset))] for epoch in range(epochs)]
         rates, costs = [], []
         for _ in range(rounds):
-            loader = DataLoader(
-                dataset, batch_size=min(4, len(dataset)), sampler=addresses, num_workers=workers, collate_fn=collate
-            )
             start, before = time.perf_counter(), _processor_seconds()
-            done = sum(len(batch["label"]) for batch in loader)
+            loaded = load(dataset, batches, workers=workers, collate=collate)
+            done = sum(len(batch["label"]) for batch in loaded)
             rates.append(done / (time.perf_counter() - start))
-            del loader
             costs.append((_processor_seconds() - before) / done)
         cost = summary(costs)
         cores = {str(need): round(need * cost["median"], 1) for need in NEEDS}

@@ -39,6 +39,8 @@ class DataConfig:
         sampling: "uniform" (one frame from each of num_frames equal segments) or "dense" (every stride-th frame).
         stride: distance between the frames of a dense clip, in frames.
         reader: video reader, or "auto".
+        shuffle: of training videos: "full", or "shards" for a pack on a disk that is slow to seek: a random order that
+            takes videos from a few shards at a time.
         isolate: decode in child processes: a video that crashes, hangs or bloats its decoder counts as unreadable, and
             nothing else is lost.
         workers: decoding processes of each training process.
@@ -60,6 +62,7 @@ class DataConfig:
     sampling: Literal["uniform", "dense"] = "uniform"
     stride: int = 16
     reader: str = "auto"
+    shuffle: Literal["full", "shards"] = "full"
     isolate: bool = False
     workers: int = 4
     timeout: float = 300.0

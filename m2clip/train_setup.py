@@ -14,6 +14,8 @@ from m2clip.config import ModelConfig, RunConfig, flatten
 from m2clip.errors import InputError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from m2clip.data.annotations import Annotations
     from m2clip.data.clips import ClipDataset, ClipSettings
     from m2clip.data.episodes import EpisodeShape
@@ -220,6 +222,7 @@ def epoch_batches(
         seed=config.seed,
         epoch=epoch,
         shuffle=not episodes,
+        shards=_shards(config, dataset),
         rank=distributed.rank(),
         world_size=distributed.world_size(),
         start=done if episodes else done * size,
@@ -235,6 +238,19 @@ def epoch_batches(
         timeout=config.data.timeout,
         **({} if say is None else {"say": say}),
     )
+
+
+def _shards(config: RunConfig, dataset: ClipDataset) -> list[Path] | None:
+    """The shard of each video, where the order of training goes by them."""
+    if config.data.shuffle == "full":
+        return None
+    samples = [item.sample for item in dataset.annotations.items]
+    shards = [sample.shard for sample in samples if sample is not None]
+    if len(shards) < len(samples) or config.episodes.train:
+        raise InputError(
+            "data.shuffle=shards is for clips from the shards of m2clip pack, not for files or episodes: leave it out"
+        )
+    return shards
 
 
 def base_clip(model: ModelConfig) -> nn.Module:

@@ -328,7 +328,10 @@ def test_a_run_trains_and_validates_on_packs(tmp_path: Path) -> None:
     settings = PackSettings(quality=95, short_side=16, shard_videos=5, isolate=False)
     pack(originals, tmp_path / "p", settings, workers=1)
     overrides = ["data.format=auto", "data.classes=null", f"data.val={tmp_path / 'p' / 'manifest.json'}"]
-    config = build_config(tmp_path / "p", tmp_path / "run", *overrides)
+    config = build_config(tmp_path / "p", tmp_path / "run", *overrides, "data.shuffle=shards")
     train.run(config, clip=build_clip(), device="cpu", quiet=True)
     assert sum(bool(line["loss"]) for line in read_losses(tmp_path / "run")) == 12
+    files = build_config(tmp_path / "v" / "train.txt", tmp_path / "other", "data.shuffle=shards")
+    with pytest.raises(InputError, match="data.shuffle=shards is for clips from the shards"):
+        train.run(files, clip=build_clip(), device="cpu", quiet=True)
     assert json.loads((tmp_path / "run" / "adapter_config.json").read_text())["class_names"] == CLASS_NAMES

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from m2clip.data.transforms import EvalTransform, TrainTransform, TransformSetti
 from m2clip.errors import InputError
 
 SAMPLINGS = ("uniform", "dense")
+SHARDS_AT_ONCE = 8  # whose items are mixed by `shard_order`
 
 # How many other videos stand in for an unreadable one: first of its class, then of any class.
 _TRIES_SAME_CLASS, _TRIES_ANY_CLASS = 5, 5
@@ -195,6 +196,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
         length: number of items of the data set.
         seed, epoch: of the order; all processes must agree on them.
         shuffle: random order, or ascending.
+        shards: where each item is stored; if given, a random order takes items of a few shards at a time (see
+            `shard_order`).
         rank, world_size: this process and the number of processes.
         start: samples of this process that were already consumed in this epoch.
         drop_last: drop the last length % world_size items of the order, so that all processes have equally many.
@@ -207,6 +210,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         seed: int = 0,
         epoch: int = 0,
         shuffle: bool = False,
+        shards: Sequence[Hashable] | None = None,
         rank: int = 0,
         world_size: int = 1,
         start: int = 0,
@@ -214,7 +218,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
     ) -> None:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank must be one of 0 to {world_size - 1}, not {rank}")
-        self.length, self.seed, self.epoch, self.shuffle = length, seed, epoch, shuffle
+        self.length, self.seed, self.epoch, self.shuffle, self.shards = length, seed, epoch, shuffle, shards
         self.rank, self.world_size, self.start, self.drop_last = rank, world_size, start, drop_last
 
     def _positions(self) -> range:
@@ -226,9 +230,34 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         order = list(range(self.length))
-        if self.shuffle:
-            random.Random(f"{self.seed}/{self.epoch}").shuffle(order)
+        rng = random.Random(f"{self.seed}/{self.epoch}")
+        if self.shuffle and self.shards is not None:
+            order = shard_order(self.shards, rng)
+        elif self.shuffle:
+            rng.shuffle(order)
         return iter([(self.epoch, order[position]) for position in self._positions()])
+
+
+def shard_order(shards: Sequence[Hashable], rng: random.Random) -> list[int]:
+    """All indices in a random order that comes from a few shards at a time, for disks that are slow to seek.
+
+    The shards are shuffled, and then the items of each few of them that follow each other.
+
+    Args:
+        shards: the shard of each item.
+        rng: of the order.
+    """
+    members: dict[Hashable, list[int]] = {}
+    for index, shard in enumerate(shards):
+        members.setdefault(shard, []).append(index)
+    groups = list(members.values())
+    rng.shuffle(groups)
+    order: list[int] = []
+    for start in range(0, len(groups), SHARDS_AT_ONCE):
+        window = [index for group in groups[start : start + SHARDS_AT_ONCE] for index in group]
+        rng.shuffle(window)
+        order += window
+    return order
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from m2clip.data import shards
+from m2clip.data import clips, shards
 from m2clip.data.annotations import Annotations, detect_format, list_hash, load_annotations
 from m2clip.data.clips import ClipDataset, ClipSettings, EpochSampler, collate, load_views
 from m2clip.data.shards import ShardVideo
@@ -286,3 +286,21 @@ def test_another_manifest_is_no_pack(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").unlink()
     with pytest.raises(InputError, match=r"manifest\.json"):
         load_annotations(tmp_path, format="shards")
+
+
+def test_an_order_by_shards_has_each_item_once_and_few_shards_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clips, "SHARDS_AT_ONCE", 2)
+    names = [random.Random(index).choice("abcdefg") for index in range(100)]
+    options = {"seed": 4, "epoch": 2, "shuffle": True, "shards": names}
+    order = [index for _, index in EpochSampler(100, **options)]
+    assert sorted(order) == list(range(100)) and order != sorted(order)
+    begun: list[str] = []
+    for place, index in enumerate(order):
+        if names[index] not in begun:
+            left = [name for name in begun[: len(begun) // 2 * 2] if name in {names[later] for later in order[place:]}]
+            assert not left, "a shard of an earlier pair is not finished"
+            begun.append(names[index])
+    parts = [[index for _, index in EpochSampler(100, rank=rank, world_size=3, **options)] for rank in range(3)]
+    assert sorted(sum(parts, [])) == list(range(100)) and parts[1] == order[1::3]
+    assert [index for _, index in EpochSampler(100, start=40, **options)] == order[40:]
+    assert [index for _, index in EpochSampler(100, **{**options, "epoch": 3})] != order
