@@ -15,7 +15,7 @@ import pickle
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -74,7 +74,8 @@ class RayCluster:
 
         size = pass_size(work.views, work.settings.batch_size)
         rows = [_row(work, number, positions) for number in parts for positions in passes(work.part(number), size)]
-        with _HeldBack() as held, self._connected():
+        # What Ray tells of its workers, it prints on standard output, which belongs to the results.
+        with redirect_stdout(sys.stderr), _HeldBack() as held, self._connected():
             gpus, cpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("GPU", "CPU"))
             most = min(self.actors or gpus or max(1, cpus // 2), len(rows))
             frames = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(

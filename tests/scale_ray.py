@@ -1,0 +1,93 @@
+"""Jobs on one Ray, one after another, in a program of their own: `python -m tests.scale_ray LIST FOLDER`.
+
+Prints a JSON object of what happened before the last job, in which it is killed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from m2clip.at_scale import RayCluster
+from m2clip.data.clips import ClipSettings
+from m2clip.errors import InputError
+from tests import scale
+
+VIEWS = ClipSettings(num_frames=scale.FRAMES, size=48, clips=2)
+
+
+class Killer:
+    """As `progress`: kills Ray's workers of some name, once, when the first videos are done."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names, self.killed = names, []
+
+    def __call__(self, done: int, total: int) -> None:
+        if self.killed or not done:
+            return
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                title = (folder / "cmdline").read_bytes().decode(errors="replace")
+            except OSError:
+                continue
+            if any(name in title for name in self.names) and _is_ours(int(folder.name)):
+                os.kill(int(folder.name), signal.SIGKILL)
+                self.killed.append(title.strip("\0 "))
+
+
+def _is_ours(pid: int) -> bool:
+    """Whether a process descends from this one."""
+    while pid > 1:
+        if pid == os.getpid():
+            return True
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        pid = int(fields[1])
+    return False
+
+
+def main(listed: Path, folder: Path) -> None:
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=2,
+        object_store_memory=100 << 20,
+        include_dashboard=False,
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+    )
+    cluster = RayCluster()
+    facts: dict[str, Any] = {"pids": [process.process.pid for process in _processes()]}
+
+    # What another executor had begun, the model's actor killed in between.
+    killer = Killer(("_Scorer",))
+    scale.run("label", listed, folder / "begun", cluster, progress=killer)
+    facts["killed"] = killer.killed
+    scale.run("features", listed, folder / "features", cluster, views=VIEWS)
+    try:
+        settings = replace(scale.SETTINGS, on_error="raise")
+        scale.run("label", listed, folder / "raised", cluster, settings=settings)
+    except InputError as error:
+        facts["raised"] = str(error)
+    facts["still connected"] = ray.is_initialized()
+    print(json.dumps(facts), flush=True)
+    scale.dying("during", 2)
+    scale.run("label", listed, folder / "killed", cluster)
+
+
+def _processes() -> list[Any]:
+    """The server processes of the Ray that was started here."""
+    import ray
+
+    started = ray._private.worker._global_node.all_processes
+    return [process for several in started.values() for process in several]
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
