@@ -22,7 +22,8 @@ _PART = 1 << 16
 # Frames that are decoded at a time when all are.
 _CHUNK_BYTES = 1 << 26
 
-Given, Made = TypeVar("Given"), TypeVar("Made")
+Given = TypeVar("Given")
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,9 @@ def load_config(path: str | os.PathLike[str] | None = None, overrides: Sequence[
     arguments = []
     if path is not None:
         file = _find(path)
-        if _read(file).strip():
+        text = _read(file)
+        _refuse_classes(text, str(file))
+        if text.strip():
             arguments.append(f"--config={file}")
             # Parsed by itself first, so that an error in the file is not blamed on an override.
             _parse(parser, arguments, str(file))
@@ -77,6 +79,7 @@ def load_config(path: str | os.PathLike[str] | None = None, overrides: Sequence[
             )
         name = argument[2:].split("=", 1)[0]
         _check_known(name, f"override {override!r}")
+        _refuse_classes(argument.split("=", 1)[1], f"override {override!r}")
         arguments.append(argument)
     config = _parse(parser, arguments, "overrides")
     validate(config)
@@ -106,6 +109,8 @@ def validate(config: RunConfig) -> None:
     """
     values = flatten(config)
     for name, value in values.items():
+        if value is None and type(None) not in typing.get_args(_types()[name]):
+            raise InputError(f"{name} must be {_describe(_types()[name])}, not null")
         if isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"{name} is {value}: it must be a finite number")
     for name, least in AT_LEAST.items():
@@ -240,6 +245,29 @@ def _check_method(model: ModelConfig) -> None:
     for option in model.options:
         if option not in (known := [entry.name for entry in dataclasses.fields(method.options)]):
             raise InputError(f"unknown field model.options.{option}: use one of {', '.join(known)}")
+
+
+def _refuse_classes(text: str, source: str) -> None:
+    """Refuse text that names a class: the parser would import it, and with it any module that lies about.
+
+    Raises:
+        InputError: there is a key "class_path", however it is written, or the text is not YAML.
+    """
+    import yaml
+
+    try:
+        left, seen = [yaml.safe_load(text)], set()
+    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise InputError(f"{source}: not a configuration file: {' '.join(str(error).split())}") from None
+    while left:
+        value = left.pop()
+        # A value may be within itself, and be named any number of times.
+        if not isinstance(value, (dict, list)) or id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, dict) and "class_path" in value:
+            raise InputError(f"{source}: class_path is no field; a configuration names no classes")
+        left.extend(value.values() if isinstance(value, dict) else value)
 
 
 def _find(path: str | os.PathLike[str]) -> Path:

@@ -82,7 +82,7 @@ class _Server:
             if (last := frames.transpose(0, 2, 3, 1)).flags.c_contiguous:
                 frames = last
             frames = np.ascontiguousarray(frames)
-            return {"shape": list(frames.shape)}, memoryview(frames).cast("B")
+            return {"shape": list(frames.shape)}, frames.data.cast("B")
         except VideoError as error:
             return {"error": str(error), "kind": "video"}, None
         except InputError as error:
@@ -107,7 +107,7 @@ class _Server:
         self._video = self._named = None
 
 
-def _pipes() -> tuple[BinaryIO, BinaryIO]:
+def _pipes() -> tuple[BinaryIO, _Whole]:
     """Both ends, moved out of the way of a library that reads standard input or prints on standard output."""
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", buffering=0)
     nowhere = os.open(os.devnull, os.O_RDWR)
@@ -148,7 +148,7 @@ def _import_decoders() -> None:
         return
 
 
-def _send(pipe: BinaryIO, message: dict[str, Any]) -> None:
+def _send(pipe: _Whole, message: dict[str, Any]) -> None:
     data = json.dumps(message).encode()
     pipe.write(LENGTH.pack(len(data)) + data)
 

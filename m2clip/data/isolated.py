@@ -163,12 +163,13 @@ class DecoderProcess:
 
     def _frames(self, named: dict[str, Any], indices: list[int]) -> np.ndarray:
         shape = self._ask("read", named, indices=indices).get("shape")
-        proper = isinstance(shape, list) and len(shape) == 4 and all(type(n) is int and n > 0 for n in shape)
-        if not proper or shape[0] != len(indices) or math.prod(shape[1:]) > 3 * MAX_PIXELS:
+        if not isinstance(shape, list) or len(shape) != 4 or not all(type(n) is int and n > 0 for n in shape):
             self._give_up(named, _Ended("its decoder answered nonsense"))
-        frames = np.empty(shape, np.uint8)
+        if shape[0] != len(indices) or math.prod(shape[1:]) > 3 * MAX_PIXELS:
+            self._give_up(named, _Ended("its decoder answered nonsense"))
+        frames: np.ndarray = np.empty(shape, np.uint8)
         try:
-            self._fill(memoryview(frames).cast("B"))
+            self._fill(frames.data.cast("B"))
         except _Ended as end:
             self._give_up(named, end)
         return frames.transpose(0, 3, 1, 2) if shape[1] != 3 else frames

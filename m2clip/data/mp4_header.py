@@ -7,8 +7,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 # The boxes that lead to the tables of sample sizes, whose count is at the same place in both.
-_INSIDE = {b"moov": (b"trak",), b"trak": (b"mdia",), b"mdia": (b"minf",), b"minf": (b"stbl",)}
-_INSIDE[b"stbl"] = (b"stsz", b"stz2")
+_INSIDE: dict[bytes, tuple[bytes, ...]] = {
+    b"moov": (b"trak",),
+    b"trak": (b"mdia",),
+    b"mdia": (b"minf",),
+    b"minf": (b"stbl",),
+    b"stbl": (b"stsz", b"stz2"),
+}
 # Real files have a few dozen boxes; what comes after these is not looked at.
 _MOST_BOXES = 1000
 

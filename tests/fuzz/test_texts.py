@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -150,6 +151,9 @@ seed: 3
 @example(b"seed: " + b"9" * 5000, [])
 @example(b"model: {options: {[a]: 1}}", [])
 @example(b"model: {options: {1: 1}}", [])
+@example(b"model: {options: }", [])
+@example(b"data: {num_frames: }", [])
+@example(b"data: ", [])
 @example(b"config: other.yaml", [])
 @example(b"", [("config", "/dev/null")])
 @example(b"", [("help", "")])
@@ -161,6 +165,22 @@ def test_configurations(folder: Path, data: bytes, overrides: list[tuple[str, st
         assert isinstance(config, RunConfig)
         validate(config)
         assert type(config.seed) is int and type(config.data.num_frames) is int
+
+
+@pytest.mark.parametrize("key", [b"class_path", b'"class\\x5fpath"'])
+@pytest.mark.parametrize("place", ["model", "model.options", "data", "model.options.width", "optim.lr"])
+def test_a_configuration_imports_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch, key: bytes, place: str) -> None:
+    modules = folder / "modules"
+    written(modules, "harmful_module.py", b"open(__file__ + '.pwned', 'w')\nclass Thing: pass\n")
+    monkeypatch.syspath_prepend(str(modules))
+    value = b"{" + key + b": harmful_module.Thing, init_args: {}}"
+    *outer, last = place.encode().split(b".")
+    text = b"".join(b"  " * depth + name + b":\n" for depth, name in enumerate(outer))
+    path = written(folder / "config", "class.yaml", text + b"  " * len(outer) + last + b": " + value + b"\n")
+    assert attempt("configurations", lambda: load_config(path)) is None
+    assert attempt("configurations", lambda: load_config(None, [f"{place}={value.decode()}"])) is None
+    assert not list(modules.glob("*.pwned"))
+    assert "harmful_module" not in sys.modules
 
 
 SENTENCES = {"jump": ["a person jumps", "off the ground"], "run": ["a person runs"], "walk": "slow"}
