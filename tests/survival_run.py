@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import resource
@@ -29,7 +30,7 @@ class Accident:
 
     Attributes:
         what: "kill" (-9), "SIGTERM", "SIGINT", "SIGSTOP", or "full": no file can grow any more.
-        where: a part of the file's path.
+        where: a part of the file's path; "validation" is a forward pass of it, in place of a file.
         count: at which time.
     """
 
@@ -91,9 +92,14 @@ def words(videos: Path, output: Path, *more: str) -> list[str]:
     ]
 
 
-def start(command: list[str], log: Path, accident: Accident | None = None, **group: str) -> Any:
-    """A process that runs the command, with its output in a file; `group` is what torchrun would tell it."""
-    process = PROCESSES.Process(target=_run, args=(command, log, accident, group))
+def start(
+    command: list[str], log: Path, accident: Accident | None = None, spoiled: tuple[int, ...] = (), **group: str
+) -> Any:
+    """A process that runs the command, with its output in a file.
+
+    spoiled: training videos whose clips are not a number; group: what torchrun would tell the process.
+    """
+    process = PROCESSES.Process(target=_run, args=(command, log, accident, spoiled, group))
     process.start()
     return process
 
@@ -117,7 +123,9 @@ def assert_same_result(folder: Path, other: Path) -> None:
     assert not [path for path in folder.rglob("*") if path.name.endswith(".partial") or path.name.startswith(".")]
 
 
-def _run(command: list[str], log: Path, accident: Accident | None, group: dict[str, str]) -> None:
+def _run(
+    command: list[str], log: Path, accident: Accident | None, spoiled: tuple[int, ...], group: dict[str, str]
+) -> None:
     import torch
 
     from m2clip import cli
@@ -127,11 +135,39 @@ def _run(command: list[str], log: Path, accident: Accident | None, group: dict[s
     _redirect(log)
     if accident is not None:
         _watch(accident, str(_output(command)))
+    if spoiled:
+        _spoil(spoiled)
     sys.exit(cli.main(command))
+
+
+def _spoil(indices: tuple[int, ...]) -> None:
+    from m2clip.data.clips import ClipDataset
+
+    original = ClipDataset._training_item
+
+    def item(self: ClipDataset, epoch: int, index: int) -> dict[str, Any]:
+        found = original(self, epoch, index)
+        return {**found, "video": found["video"] * math.nan} if index in indices else found
+
+    ClipDataset._training_item = item  # type: ignore[method-assign]
 
 
 def _watch(accident: Accident, folder: str) -> None:
     main, seen = os.getpid(), 0
+    if accident.where == "validation":
+        from m2clip import evaluate
+
+        original = evaluate.score_views
+
+        def score_views(*arguments: Any) -> Any:
+            nonlocal seen
+            seen += 1
+            if seen == accident.count:
+                accident.happen("")
+            return original(*arguments)
+
+        evaluate.score_views = score_views
+        return
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal seen
@@ -177,7 +213,7 @@ def _run_restarted(command: list[str], log: Path, deaths: list[int]) -> None:
     restart = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
     if os.environ["RANK"] == "1" and restart < len(deaths):
         threading.Thread(target=_die_after, args=(_output(command), deaths[restart]), daemon=True).start()
-    _run(command, log, None, {})
+    _run(command, log, None, (), {})
 
 
 def _die_after(folder: Path, step: int) -> None:

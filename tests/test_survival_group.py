@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from m2clip.run_state import list_checkpoints
-from tests.survival_run import assert_same_result, render, run_elastic, start, wait_for, words
+from tests.survival_run import Accident, assert_same_result, render, run_elastic, start, wait_for, words
 from tests.test_distributed import free_port
 
 
@@ -25,12 +25,16 @@ def command(videos: Path, folder: Path, *more: str) -> list[str]:
     return words(videos, folder, "optim.batch_size=2", "data.workers=0", *more)
 
 
-def start_group(videos: Path, folder: Path, *more: str) -> list[Any]:
+def start_group(
+    videos: Path, folder: Path, *more: str, accident: Accident | None = None, spoiled: tuple[int, ...] = ()
+) -> list[Any]:
+    """Two processes with one log; the accident is the first one's."""
     port = str(free_port())
     group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     log = folder.with_suffix(".log")
     return [
-        start(command(videos, folder, *more), log, RANK=str(rank), LOCAL_RANK=str(rank), **group) for rank in range(2)
+        start(command(videos, folder, *more), log, happens, spoiled, RANK=str(rank), LOCAL_RANK=str(rank), **group)
+        for rank, happens in enumerate((accident, None))
     ]
 
 
@@ -82,6 +86,19 @@ def test_a_lost_process_is_named(
     assert words in line and "start again" in line
     assert join(start_group(videos, folder)) == [0, 0]
     assert_same_result(folder, whole)
+
+
+def test_numbers_that_are_not_finite_name_their_videos_after_a_resume_too(videos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert join(start_group(videos, folder, accident=Accident("SIGTERM", "metrics.csv", 5))) == [143, 143]
+    stopped = int(list_checkpoints(folder / "checkpoints")[0].name.removeprefix("step-"))
+    for _ in range(2):  # the checkpoint stays as it was, and the second time is as the first
+        assert join(start_group(videos, folder, spoiled=tuple(range(28)))) == [2, 2]
+        line = told(folder)[-1]
+        assert f"not finite in 3 steps in a row, up to step {stopped + 3}" in line
+        assert line.count(".mp4") == 4  # two of each process
+        assert list_checkpoints(folder / "checkpoints")[0].name == f"step-{stopped:09d}"
+    assert join(start_group(videos, folder)) == [0, 0]
 
 
 def test_the_agent_of_torchrun_starts_all_anew(videos: Path, whole: Path, tmp_path: Path) -> None:
