@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ def write_list(folder: Path) -> Path:
     return listed
 
 
+@cache
 def build_model() -> Any:
     return m2clip.create_model("clip", random_tiny_clip(), class_names=NAMES, num_frames=FRAMES)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -336,3 +338,30 @@ def test_without_the_extra(capfd, monkeypatch, listed: Path, tmp_path: Path, mod
     given = ("label", listed, tmp_path / "out", "--clip", "tiny", "--labels", "a", "b", *words)
     assert "pip install 'm2clip[" in one_line(call(capfd, *given))
     assert not (tmp_path / "out").exists()
+
+
+def test_killed_at_any_moment(listed: Path, whole: Path, tmp_path: Path) -> None:
+    """M2CLIP_KILLS says how often; every time one of the executors, chosen at random, is started and killed."""
+    wanted, kills, finished, rng = int(os.environ.get("M2CLIP_KILLS", "3")), 0, 0, random.Random(0)
+    while kills < wanted:
+        folder, limit = tmp_path / str(finished), 1.0
+        while not _complete(folder):
+            work = partial(run, "label", listed, folder, LocalProcess(rng.choice((0, 1, 2)), "cpu"))
+            size = rng.choice((1, 1, 2))
+            ranks = [{"RANK": str(rank), "WORLD_SIZE": str(size)} for rank in range(size)]
+            started = [in_process(work, rank) for rank in ranks]
+            started[-1].join(timeout=rng.uniform(0.05, limit))
+            limit *= 1.05  # so that a job comes to its end on the slowest machine as well
+            for process in started:
+                kills += process.is_alive()
+                process.kill()
+                process.join()
+        finished += 1
+        check_complete(folder)
+        assert content(folder) == content(whole)
+    print(f"{kills} kills, {finished} jobs of {VIDEOS} videos, none lost, none twice")
+
+
+def _complete(folder: Path) -> bool:
+    manifest = folder / "manifest.json"
+    return manifest.exists() and json.loads(manifest.read_text())["complete"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ class LocalProcess:
         """Half of a fair share at a time: few starts of decoding processes, and all processes end together."""
         return -(-missing // (2 * self.process[1]))
 
-    def compute(self, work: Work, parts: Sequence[int]) -> Iterator[tuple[int, list[Outcome]]]:
+    def compute(self, work: Work, parts: Sequence[int]) -> Generator[tuple[int, list[Outcome]], None, None]:
         """A part and the outcomes of some of its videos, for every forward pass, in order."""
         device = distributed._pick_device(self.device)
         model = placed(work.model, device, work.settings.precision)

@@ -14,7 +14,7 @@ import os
 import pickle
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from typing import Any
@@ -68,7 +68,7 @@ class RayCluster:
         """All: the actors load the model once."""
         return missing
 
-    def compute(self, work: Work, parts: Sequence[int]) -> Iterator[tuple[int, list[Outcome]]]:
+    def compute(self, work: Work, parts: Sequence[int]) -> Generator[tuple[int, list[Outcome]], None, None]:
         """A part and the outcomes of some of its videos, for every forward pass, as Ray finishes them."""
         import ray
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -138,7 +138,7 @@ class Executor(Protocol):
     def take(self, missing: int) -> int:
         """How many of the missing parts it works on at a time."""
 
-    def compute(self, work: Work, parts: Sequence[int]) -> Iterator[tuple[int, list[Outcome]]]:
+    def compute(self, work: Work, parts: Sequence[int]) -> Generator[tuple[int, list[Outcome]], None, None]:
         """A part and the outcomes of some of its videos, again and again until all parts are through."""
 
 
