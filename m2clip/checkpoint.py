@@ -15,6 +15,7 @@ from .towers import tower_signature
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapters.safetensors"
 FORMAT = 1
+_MOST_FRAMES = 1 << 16
 
 
 def save_adapters(model: VideoModel, folder: str | Path) -> Path:
@@ -78,9 +79,20 @@ def load_adapters(
         raise InputError(f"{folder} was trained on {config['num_frames']} frames a clip, not {num_frames}")
     if class_names is not None and list(class_names) != config["class_names"]:
         raise InputError(_name_difference(folder, config["class_names"], list(class_names)))
-    model = create_model(config["method"], clip, config["class_names"], config["num_frames"], **config["options"])
     try:
-        model.load_trained_state_dict(read_tensors(folder / WEIGHTS_FILE))
+        model = create_model(config["method"], clip, config["class_names"], config["num_frames"], **config["options"])
+    except InputError:
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError, MemoryError) as error:
+        # Options of a damaged file can be of any type and size.
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"{folder / CONFIG_FILE} describes no model that can be built: {reason}") from error
+    tensors = read_tensors(folder / WEIGHTS_FILE)
+    whole = next((name for name, tensor in tensors.items() if not tensor.is_floating_point()), None)
+    if whole is not None:
+        raise InputError(f"{folder / WEIGHTS_FILE}: {whole!r} holds no floating-point numbers: the file is damaged")
+    try:
+        model.load_trained_state_dict(tensors)
     except InputError as error:
         raise InputError(f"{folder / WEIGHTS_FILE} does not fit its configuration: {error}") from error
     return model.eval()
@@ -95,7 +107,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         raise InputError(
             f"{folder} holds no {CONFIG_FILE}: not a folder written by save_adapters or m2clip train"
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"cannot read {path}: {error}") from error
     needed = ("format", "method", "num_frames", "class_names", "options", "tower", "clip")
     missing = [name for name in needed if not isinstance(config, dict) or name not in config]
@@ -103,6 +115,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path} lacks {', '.join(missing)}")
     if config["format"] != FORMAT:
         raise InputError(f"{path} has format {config['format']}; this version of m2clip reads format {FORMAT}")
+    _check_types(path, config)
     return config
 
 
@@ -121,6 +134,21 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path} does not exist") from error
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise InputError(f"{path} is no intact safetensors file: {str(error).splitlines()[0]}") from error
+
+
+def _check_types(path: Path, config: dict[str, Any]) -> None:
+    names, clip = config["class_names"], config["clip"]
+    for field, fits in (
+        ("method", isinstance(config["method"], str)),
+        ("num_frames", type(config["num_frames"]) is int and 0 < config["num_frames"] <= _MOST_FRAMES),
+        ("class_names", isinstance(names, list) and all(isinstance(name, str) for name in names)),
+        ("options", isinstance(config["options"], dict)),
+        ("tower", isinstance(config["tower"], dict)),
+        ("clip", clip is None or (isinstance(clip, dict) and clip.keys() == {"name", "pretrained"})),
+        ("clip", not isinstance(clip, dict) or all(isinstance(value, (str, type(None))) for value in clip.values())),
+    ):
+        if not fits:
+            raise InputError(f"{path}: {field} is not what it should be: the file is damaged or was changed")
 
 
 def _check_equal(folder: Path, what: str, saved: dict[str, Any], given: dict[str, Any]) -> None:
