@@ -244,7 +244,7 @@ def load_episodes(path: str | os.PathLike[str], annotations: Annotations) -> Epi
 def _header(path: Path, line: str) -> dict[str, Any]:
     try:
         header = json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         header = None
     if not isinstance(header, dict) or header.get("file") != KIND:
         raise InputError(f"{path}: is no list of episodes; m2clip episodes list writes one")
@@ -271,7 +271,7 @@ def _episode(where: str, line: str, shape: EpisodeShape, labels: Sequence[int]) 
             and all(len(q) == shape.queries for q in query)
             and all(type(number) is int for number in (*classes, *(v for of_class in videos for v in of_class)))
         )
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         fits = False
     if not fits:
         raise InputError(f"{where}: is no episode of {shape.way} classes, {shape.shots} shots, {shape.queries} queries")
