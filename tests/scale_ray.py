@@ -23,10 +23,10 @@ VIEWS = ClipSettings(num_frames=scale.FRAMES, size=48, clips=2)
 
 
 class Killer:
-    """As `progress`: kills Ray's workers of some name, once, when the first videos are done."""
+    """As `progress`: kills all of Ray's workers, once, when the first videos are done."""
 
-    def __init__(self, names: tuple[str, ...]) -> None:
-        self.names, self.killed = names, []
+    def __init__(self) -> None:
+        self.killed: list[str] = []
 
     def __call__(self, done: int, total: int) -> None:
         if self.killed or not done:
@@ -36,7 +36,7 @@ class Killer:
                 title = (folder / "cmdline").read_bytes().decode(errors="replace")
             except OSError:
                 continue
-            if any(name in title for name in self.names) and _is_ours(int(folder.name)):
+            if title.startswith("ray::") and _is_ours(int(folder.name)):
                 os.kill(int(folder.name), signal.SIGKILL)
                 self.killed.append(title.strip("\0 "))
 
@@ -65,8 +65,8 @@ def main(listed: Path, folder: Path) -> None:
     cluster = RayCluster()
     facts: dict[str, Any] = {"pids": [process.process.pid for process in _processes()]}
 
-    # What another executor had begun, the model's actor killed in between.
-    killer = Killer(("_Scorer",))
+    # What another executor had begun, with the workers for decoding and for the model killed in between.
+    killer = Killer()
     scale.run("label", listed, folder / "begun", cluster, progress=killer)
     facts["killed"] = killer.killed
     scale.run("features", listed, folder / "features", cluster, views=VIEWS)

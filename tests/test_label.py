@@ -235,7 +235,7 @@ def test_retry_reads_repaired_videos(tmp_path: Path) -> None:
     broken.write_bytes(content_of_it)
     assert len(run("label", tmp_path / "videos", folder).failures) == 1
     kept = (folder / "parts" / "label-00000.jsonl").stat().st_mtime_ns
-    assert run("label", tmp_path / "videos", folder, settings=replace(SETTINGS, retry=True)).failures == []
+    assert run("label", tmp_path / "videos", folder, settings=replace(SETTINGS, retry_failed=True)).failures == []
     assert (folder / "parts" / "label-00000.jsonl").stat().st_mtime_ns == kept
 
 
@@ -303,6 +303,18 @@ def test_lists_of_videos(listed: Path, tmp_path: Path) -> None:
     for bad, said in (("empty", "holds no video files"), ("absent", "no such list")):
         with pytest.raises(InputError, match=said):
             read(tmp_path / bad)
+
+
+def test_packs_are_read_and_told_from_their_videos(capfd, tmp_path: Path) -> None:
+    for number in range(5):
+        write_video(tmp_path / "videos" / "sport" / f"{number}.mp4", num_frames=4)
+    assert call(capfd, "pack", tmp_path / "videos", tmp_path / "pack", "--workers", 1)[0] == 0
+    for name in ("videos", "pack"):
+        assert run("label", tmp_path / name, tmp_path / f"{name}_out").failures == []
+        rows = table(tmp_path / f"{name}_out", "labels.csv")
+        assert [Path(row["path"]).name for row in rows] == [f"{number}.mp4" for number in range(5)]
+    with pytest.raises(InputError, match=r"other settings: list.packed \(None there, '\w+' here\);"):
+        run("label", tmp_path / "pack", tmp_path / "videos_out")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from m2clip.at_scale.settings import Outcome, Row, Summary, Work
-from m2clip.data.annotations import list_hash
+from m2clip.data.annotations import VideoItem, list_hash
 from m2clip.errors import InputError
 from m2clip.files import flush, replacing
 from m2clip.results import Failure, write_json, writing
@@ -195,12 +195,19 @@ def identity(work: Work) -> dict[str, Any]:
         "precision": kept,
         "list.videos": len(work.items),
         "list.sha256": list_hash(work.items),
+        "list.packed": packed_hash(work.items),
         "model.method": model.method,
         "model.options": model.options(),
         "model.weights_sha256": weights_hash(model),
         **{f"views.{name}": views[name] for name in _VIEWS},
         **work.task.identity(model),
     }
+
+
+def packed_hash(items: Sequence[VideoItem]) -> str | None:
+    """Identity of the frames that packs hold of the videos, None without packs: a pack's list is that of its videos."""
+    sums = [str(item.sample.crc32) for item in items if item.sample is not None]
+    return hashlib.sha256(" ".join(sums).encode()).hexdigest()[:16] if sums else None
 
 
 def weights_hash(model: Any) -> str:

@@ -35,7 +35,7 @@ def run(work: Work, output: Path, executor: Executor, progress: Progress | None 
     """
     rank, size = executor.process
     with closing(JobFolder(output, work)) as folder:
-        if work.settings.retry and rank == 0:
+        if work.settings.retry_failed and rank == 0:
             folder.drop_failed()
         while True:
             missing = folder.missing()

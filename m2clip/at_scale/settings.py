@@ -27,7 +27,7 @@ class JobSettings:
         batch_size: views of a forward pass; it may be another one when a job goes on.
         precision: "fp32", "bf16" or "fp16"; on a GPU the frozen weights are kept in it, elsewhere it is autocast.
         on_error: "skip" lists a video that cannot be read with the reason, "raise" ends the job at the first one.
-        retry: try the videos again that could not be read before, as their files may be whole by now.
+        retry_failed: try the videos again that could not be read before, as their files may be whole by now.
 
     Raises:
         InputError: a number below 1, or an unknown choice.
@@ -37,7 +37,7 @@ class JobSettings:
     batch_size: int = 16
     precision: str = "fp32"
     on_error: str = "skip"
-    retry: bool = False
+    retry_failed: bool = False
 
     def __post_init__(self) -> None:
         for name in ("shard_size", "batch_size"):

@@ -32,7 +32,7 @@ def add_videos(parser: argparse.ArgumentParser) -> None:
         default="skip",
         help="an unreadable video is listed with the reason, or ends it all (default: skip)",
     )
-    group.add_argument("--retry", action="store_true", help="try the videos again that could not be read before")
+    group.add_argument("--retry-failed", action="store_true", help="try the videos again that could not be read before")
     group.add_argument(
         "--no-isolate",
         action="store_true",
@@ -77,7 +77,7 @@ def job(args: argparse.Namespace, model: Any) -> dict[str, Any]:
 
     config = models.run_config(args, run_folder(args))
     views: ClipSettings = replace(models.clip_settings(config, model), isolate=not args.no_isolate)
-    settings = JobSettings(args.shard_size, config.eval.batch_size, args.precision, args.on_error, args.retry)
+    settings = JobSettings(args.shard_size, config.eval.batch_size, args.precision, args.on_error, args.retry_failed)
     return {
         "videos": read_videos(args.list, root=args.root, format=args.list_format, split=args.split),
         "output": args.output,
