@@ -120,7 +120,9 @@ class _OpenShards:
         self._files[sample.shard] = file = file or FileIO(sample.shard)
         if len(self._files) > _MOST_OPEN:
             self.close(next(iter(self._files)))
-        return os.pread(file.fileno(), sample.length, sample.offset)
+        # A damaged index may ask for more than there is memory for.
+        length = min(sample.length, os.fstat(file.fileno()).st_size)
+        return os.pread(file.fileno(), length, sample.offset)
 
     def close(self, shard: Path) -> None:
         if (file := self._files.pop(shard, None)) is not None:
@@ -182,7 +184,23 @@ def load_manifest(path: Path) -> dict[str, Any]:
         raise InputError(f"{manifest}: not the manifest of a pack")
     if content.get("version") != VERSION:
         raise InputError(f"{manifest}: a pack of version {content.get('version')}, this program reads {VERSION}")
+    # Absent is not the same as null, which says that no names are known.
+    names, shards = content.get("class_names", ""), content.get("shards")
+    for field, fits in (
+        ("complete", isinstance(content.get("complete"), bool)),
+        ("kind", content.get("kind") in ("frames", "videos")),
+        ("class_names", names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names))),
+        ("shards", isinstance(shards, list) and all(_names_file(shard, "name") for shard in shards)),
+    ):
+        if not fits:
+            raise InputError(f"{manifest}: {field} is not what it should be: the file is damaged or was changed")
     return content
+
+
+def _names_file(entry: Any, field: str) -> bool:
+    """Whether a field of an entry is the name of a file in the pack, and of none elsewhere."""
+    name = entry.get(field) if isinstance(entry, dict) else None
+    return isinstance(name, str) and bool(name) and ".." not in Path(name).parts and not Path(name).is_absolute()
 
 
 def parse_shards(source: Source) -> Parsed:
@@ -199,13 +217,16 @@ def parse_shards(source: Source) -> Parsed:
     for shard in manifest["shards"]:
         index = folder / "index" / f"{shard['name']}.json"
         try:
-            samples = read_json(index)["samples"]  # type: ignore[call-overload, index]
-            stored += [_row(folder, manifest["kind"], shard["name"], sample) for sample in samples]
-        except (KeyError, TypeError):
+            samples = read_json(index)["samples"]  # type: ignore[index]
+            found = [_row(folder, manifest["kind"], shard["name"], sample) for sample in samples]
+            if lookup is not None and names is not None:
+                found = [
+                    (position, replace(row, label=lookup.label(names[row.label], row.where))) for position, row in found
+                ]
+            stored += found
+        except (KeyError, TypeError, IndexError):
             raise InputError(f"{index}: not the index of a shard; delete it and run m2clip pack again") from None
     rows = [row for _, row in sorted(stored, key=lambda entry: entry[0])]
-    if lookup is not None and names is not None:
-        rows = [replace(row, label=lookup.label(names[row.label], row.where)) for row in rows]
     return Parsed(rows, source.class_names or names)
 
 
@@ -228,18 +249,34 @@ def _parse_subset(source: Source) -> Parsed:
     content = read_json(source.path)
     if not isinstance(content, dict) or content.get("format") != SUBSET:
         raise InputError(f"{source.path}: neither the manifest of a pack nor a subset of one")
+    samples = content.get("samples")
+    if not isinstance(content.get("pack"), str) or not isinstance(samples, list) or not all(map(_is_choice, samples)):
+        raise InputError(f"{source.path}: not a subset of a pack: the file is damaged or was changed")
     pack = Path(content["pack"])
     if not is_pack(pack):
         raise InputError(f"{source.path}: its pack, {pack}, is not there")
     rows = {row.sample.key: row for row in parse_shards(Source(pack, pack, None, None)).rows if row.sample}
-    missing = next((position for position, _ in content["samples"] if sample_key(position) not in rows), None)
+    missing = next((position for position, _ in samples if sample_key(position) not in rows), None)
     if missing is not None:
         raise InputError(f"{source.path}: video {missing + 1} is not in {pack}")
-    chosen = [replace(rows[sample_key(position)], label=label) for position, label in content["samples"]]
+    chosen = [replace(rows[sample_key(position)], label=label) for position, label in samples]
     return Parsed(chosen, source.class_names)
 
 
+def _is_choice(entry: Any) -> bool:
+    return isinstance(entry, list) and len(entry) == 2 and all(map(_is_count, entry))
+
+
+def _is_count(number: Any) -> bool:
+    """Whether a value of a JSON file is a count, a position or a label."""
+    return type(number) is int and 0 <= number < 1 << 62
+
+
 def _row(folder: Path, kind: str, shard: str, sample: dict[str, Any]) -> tuple[int, Row]:
+    counts = ["position", "label"] if kind == "videos" else ["position", "label", "offset", "length", "crc32"]
+    fits = _names_file(sample, "file") if kind == "videos" else isinstance(sample["path"], str)
+    if not fits or not all(_is_count(sample[name]) for name in counts):
+        raise TypeError("a sample's fields are not what they should be")
     position: int = sample["position"]
     where = f"{folder}, video {position + 1}"
     if kind == "videos":
