@@ -37,9 +37,9 @@ class StopRequest:
         immediate: whether there is nothing to be finished first.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, immediate: bool = False) -> None:
         self.number: int | None = None
-        self.immediate = False
+        self.immediate = immediate
         self._since = 0.0
 
     @property
@@ -64,6 +64,11 @@ class StopRequest:
         """Raise KeyboardInterrupt if a signal has come."""
         if self.requested:
             raise KeyboardInterrupt
+
+    def stopped(self, message: str) -> Stopped:
+        """The error that ends the run."""
+        # The signal may have come to another process of the group only.
+        return Stopped(message, self.number or signal.SIGTERM)
 
     def _note(self, number: int, frame: Any) -> None:
         now = time.monotonic()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
 from collections import deque
 from collections.abc import Callable
@@ -99,10 +98,15 @@ def run(
     if device.type == "cpu":
         # Threads that wait for a core taken by a decoding worker make every step many times slower.
         torch.set_num_threads(max(1, threads - config.data.workers))
+    stop = StopRequest(immediate=True)
     try:
-        with distributed.losses_told(), room_needed(config.output):
-            trainer = _Trainer(config, device, clip, resume, quiet, on_step)
+        with distributed.losses_told(), room_needed(config.output), stop.active():
+            trainer = _Trainer(config, device, clip, resume, quiet, on_step, stop)
             trainer.train()
+    except KeyboardInterrupt as end:
+        if isinstance(end, Stopped) or (stop.number is None and distributed.world_size() == 1):
+            raise
+        raise stop.stopped(f"{config.output}: stopped; start again to go on from the newest checkpoint") from None
     finally:
         torch.set_num_threads(threads)
         if started_group:
@@ -119,11 +123,11 @@ class _Trainer:
         resume: bool,
         quiet: bool,
         on_step: Callable[[Progress], None] | None,
+        stop: StopRequest,
     ) -> None:
-        self.config, self.device, self.on_step = config, device, on_step
+        self.config, self.device, self.on_step, self.stop = config, device, on_step, stop
         self.folder = Path(config.output)
         self.checkpoints = self.folder / "checkpoints"
-        self.stop = StopRequest()
         if config.optim.precision == "fp16" and device.type == "cpu":
             raise InputError("optim.precision is fp16, which needs a GPU: use bf16 or fp32 on the CPU")
         check_step_options(config.optim.compile, config.optim.cuda_graph, device)
@@ -206,16 +210,9 @@ class _Trainer:
 
     def train(self) -> None:
         self.model.train()
+        self.stop.immediate = False
         try:
-            with self.stop.active():
-                self.train_epochs()
-        except Stopped:
-            raise
-        except KeyboardInterrupt:
-            if self.stop.number is None and distributed.world_size() == 1:
-                raise
-            step = self.progress.step
-            raise self.stopped(f"stopped; the checkpoint of step {step} or the one before it is kept") from None
+            self.train_epochs()
         finally:
             self.log.close()
 
@@ -229,11 +226,8 @@ class _Trainer:
                 self.log.say(f"{self.folder}: trained {progress.step} steps, {epochs} epochs")
                 return
             if not self.train_epoch():
-                raise self.stopped(f"stopped after step {progress.step}; start again to go on from there")
-
-    def stopped(self, what: str) -> Stopped:
-        # The signal may have come to another process only.
-        return Stopped(f"{self.folder}: {what}", self.stop.number or signal.SIGTERM)
+                what = f"stopped after step {progress.step}; start again to go on from there"
+                raise self.stop.stopped(f"{self.folder}: {what}")
 
     def train_epoch(self) -> bool:
         """Train to the end of the epoch, or until a stop is asked for: then False."""

@@ -7,9 +7,11 @@ import multiprocessing
 import os
 import resource
 import signal
+import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +43,8 @@ class Accident:
     def happen(self, path: str) -> None:
         """Do it."""
         if self.what == "full":
-            size = os.path.getsize(path) if os.path.isfile(path) else 0
+            grows = path.endswith(("metrics.csv", "bad_videos.jsonl")) and os.path.isfile(path)
+            size = os.path.getsize(path) if grows else 0
             # A few bytes more still go in, as on a disk.
             resource.setrlimit(resource.RLIMIT_FSIZE, (size + 3, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
         else:
@@ -111,6 +114,17 @@ def run(command: list[str], log: Path, accident: Accident | None = None) -> int:
     return int(process.exitcode)
 
 
+def let_compute(process: Any, seconds: float) -> float:
+    """Wait until a process has computed for so long, or has ended; returns how long it has computed, in seconds."""
+    used = 0.0
+    while process.is_alive() and used < seconds:
+        with suppress(OSError):
+            fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+            used = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        time.sleep(0.002)
+    return used
+
+
 def assert_same_result(folder: Path, other: Path) -> None:
     """Both runs ended with the same weights, to the last bit, the same rows, bad videos and validations."""
     assert read_losses(folder) == read_losses(other)
@@ -133,11 +147,29 @@ def _run(
     torch.set_num_threads(1)
     os.environ.update(group)
     _redirect(log)
+    if accident is not None and accident.what == "full":
+        sys.exit(_run_beside_a_log(command, accident))
     if accident is not None:
         _watch(accident, str(_output(command)))
     if spoiled:
         _spoil(spoiled)
     sys.exit(cli.main(command))
+
+
+def _run_beside_a_log(command: list[str], accident: Accident) -> int:
+    """Run the command with its output going through another process, whose files may grow."""
+    from m2clip import cli
+
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as writer:
+        assert writer.stdin is not None
+        for descriptor in (1, 2):
+            os.dup2(writer.stdin.fileno(), descriptor)
+        _watch(accident, str(_output(command)))
+        code = cli.main(command)
+        sys.stdout.flush()
+        for descriptor in (1, 2):
+            os.close(descriptor)
+    return code
 
 
 def _spoil(indices: tuple[int, ...]) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 import m2clip
 from m2clip.config import EvalConfig
@@ -19,6 +19,7 @@ from m2clip.evaluate import evaluate_model, fuse_views, list_hash, rank_classes,
 from m2clip.results import EvalResult
 from tests import clips
 from tests.fake_model import PixelModel, PixelVideos
+from tests.survival_run import PROCESSES
 
 NAMES = [f"class {number}" for number in range(7)]
 
@@ -121,19 +122,59 @@ def test_shards_hold_every_video_once(size: int, count: int) -> None:
     assert sum(seen) == count
 
 
+# Numbers of videos, broken ones, and what those do: more processes than videos, and numbers that they do not divide.
+CASES = [(7, (4,), "wrong"), (23, (2, 11), "skip"), (23, (2, 11), "wrong"), (1, (), "wrong"), (2, (1,), "skip")]
+
+
+class KilledOnce(PixelVideos):
+    """The first process that loads video 3 is killed."""
+
+    folder: Path
+
+    def __getitem__(self, key: tuple[int, int]) -> dict:
+        killed = self.folder / "killed"
+        if key[1] == 3 and not killed.exists():
+            killed.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(key)
+
+
 def _evaluate_as_one_of(rank: int, size: int, folder: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
-    result = evaluate_model(PixelModel(NAMES), videos(7, broken=(4,)), EvalConfig())
-    result.save(Path(folder) / f"{rank}.json")
+    for number, (count, broken, on_error) in enumerate(CASES):
+        result = evaluate_model(PixelModel(NAMES), videos(count, broken=broken), EvalConfig(on_error=on_error))
+        result.save(Path(folder) / f"{number}_{rank}.json")
+    killed = KilledOnce(videos(23).scores, [item.label for item in videos(23).annotations.items], None)
+    killed.folder = Path(folder)
+    evaluate_model(PixelModel(NAMES), killed, EvalConfig(), workers=1).save(Path(folder) / f"killed_{rank}.json")
+    for dataset, settings, words in (
+        (videos(7, broken=(size,)), EvalConfig(on_error="raise"), f"videos/{size}.mp4: no video stream"),
+        (NoReader(torch.zeros(2, 1, 2, 7), [0, 1], NAMES), EvalConfig(), "the reader cannot be imported"),
+    ):
+        # Some processes have nothing to do with the video that fails, and must learn of it.
+        with pytest.raises(InputError, match=words):
+            evaluate_model(PixelModel(NAMES), dataset, settings)
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_equal_one(tmp_path: Path) -> None:
-    mp.start_processes(_evaluate_as_one_of, (2, str(tmp_path)), nprocs=2, start_method="spawn")
-    alone = evaluate_model(PixelModel(NAMES), videos(7, broken=(4,)), EvalConfig()).to_dict()
-    for rank in range(2):
-        assert json.loads((tmp_path / f"{rank}.json").read_text()) == json.loads(json.dumps(alone))
+@pytest.mark.parametrize("size", [2, 3])
+def test_several_processes_equal_one(tmp_path: Path, size: int) -> None:
+    started = [PROCESSES.Process(target=_evaluate_as_one_of, args=(rank, size, str(tmp_path))) for rank in range(size)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(120)
+    assert [process.exitcode for process in started] == [0] * size
+    for number, (count, broken, on_error) in enumerate(CASES):
+        alone = evaluate_model(PixelModel(NAMES), videos(count, broken=broken), EvalConfig(on_error=on_error))
+        for rank in range(size):
+            found = json.loads((tmp_path / f"{number}_{rank}.json").read_text())
+            assert found == json.loads(json.dumps(alone.to_dict())), (number, rank)
+    alone = evaluate_model(PixelModel(NAMES), videos(23), EvalConfig())
+    for rank in range(size):
+        assert json.loads((tmp_path / f"killed_{rank}.json").read_text()) == json.loads(json.dumps(alone.to_dict()))
+    assert (tmp_path / "killed").exists()
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 100])

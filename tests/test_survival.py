@@ -5,6 +5,7 @@ M2CLIP_KILLS is how many times the run is killed (3).
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import re
@@ -16,7 +17,7 @@ import pytest
 
 from m2clip.run_state import list_checkpoints
 from m2clip.stopping import StopRequest
-from tests.survival_run import STEPS, Accident, assert_same_result, render, run, start, words
+from tests.survival_run import STEPS, Accident, assert_same_result, let_compute, render, run, start, words
 from tests.training_run import read_losses
 
 KILLS = int(os.environ.get("M2CLIP_KILLS", "3"))
@@ -29,9 +30,10 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
-    folder, began = tmp_path_factory.mktemp("whole") / "run", time.monotonic()
-    assert run(words(videos, folder), folder.with_suffix(".log")) == 0
-    seconds = time.monotonic() - began
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    process = start(words(videos, folder), folder.with_suffix(".log"))
+    seconds = let_compute(process, math.inf)
+    assert process.exitcode == 0
     assert [row["step"] for row in read_losses(folder) if row["loss"]] == [str(step + 1) for step in range(STEPS)]
     assert len((folder / "bad_videos.jsonl").read_text().splitlines()) == 2
     return folder, seconds
@@ -55,8 +57,8 @@ def test_killed_at_any_moment(videos: Path, undisturbed: tuple[Path, float], tmp
             accident = Accident("kill", "", rng.randint(1, 60))
             code, moment = run(words(videos, folder), log, accident), f"event {accident.count}"
         else:
-            process, moment = start(words(videos, folder), log), f"{rng.uniform(0.1, 0.9) * seconds:.2f} s"
-            process.join(float(moment.split()[0]))
+            process, moment = start(words(videos, folder), log), f"{rng.uniform(0.1, 0.8) * seconds:.2f} s"
+            let_compute(process, float(moment.split()[0]))
             process.kill()
             process.join()
             code = process.exitcode
@@ -74,25 +76,32 @@ def test_killed_at_any_moment(videos: Path, undisturbed: tuple[Path, float], tmp
     assert "Traceback" not in log.read_text()
 
 
-@pytest.mark.parametrize(
-    ("what", "where", "count"),
-    [
-        ("SIGTERM", "metrics.csv", 5),
-        ("SIGINT", ".writing-", 9),
-        ("SIGTERM", "bad_videos.jsonl", 1),
-        ("SIGINT", "adapters.safetensors", 2),
-    ],
-)
-def test_signals_end_with_a_checkpoint(
-    videos: Path, whole: Path, tmp_path: Path, what: str, where: str, count: int
-) -> None:
+def test_signals_end_with_a_checkpoint(videos: Path, whole: Path, tmp_path: Path) -> None:
     folder, log = tmp_path / "run", tmp_path / "run.log"
-    code = 128 + signal.Signals[what]
-    assert run(words(videos, folder, "checkpoint_every=3"), log, Accident(what, where, count)) == code
-    (line,) = [line for line in log.read_text().splitlines() if "m2clip: " in line]
-    match = re.search(r"stopped after step (\d+); start again to go on from there", line)
-    assert match and list_checkpoints(folder / "checkpoints")[0].name == f"step-{int(match[1]):09d}"
-    assert run(words(videos, folder, "checkpoint_every=3"), log) == 0
+    # In a step, while a checkpoint is written, while adapters are.
+    accidents = [
+        Accident("SIGTERM", "metrics.csv", 5),
+        Accident("SIGINT", ".writing-", 4),
+        Accident("SIGTERM", "adapters.safetensors", 6),
+    ]
+    for accident in accidents:
+        log.write_text("")
+        assert run(words(videos, folder), log, accident) == 128 + signal.Signals[accident.what]
+        (line,) = [line for line in log.read_text().splitlines() if "m2clip: " in line]
+        match = re.search(r"stopped after step (\d+); start again to go on from there", line)
+        assert match and list_checkpoints(folder / "checkpoints")[0].name == f"step-{int(match[1]):09d}"
+    # Where it still reads what there is, it stops at once.
+    assert run(words(videos, folder), log, Accident("SIGTERM", "tensors.safetensors", 1)) == 143
+    assert run(words(videos, folder), log) == 0
+    assert_same_result(folder, whole)
+
+
+def test_a_signal_ends_a_validation_at_once(videos: Path, whole: Path, tmp_path: Path) -> None:
+    folder, log = tmp_path / "run", tmp_path / "run.log"
+    assert run(words(videos, folder, "eval.batch_size=2"), log, Accident("SIGTERM", "validation", 1)) == 143
+    assert "stopped; start again to go on from the newest checkpoint" in log.read_text()
+    assert not list(folder.glob("eval_*.json"))
+    assert run(words(videos, folder, "eval.batch_size=2"), log) == 0
     assert_same_result(folder, whole)
 
 
@@ -110,22 +119,13 @@ def test_one_press_of_two_keys_and_a_second_press(monkeypatch: pytest.MonkeyPatc
             signal.raise_signal(signal.SIGINT)
 
 
-@pytest.mark.parametrize(
-    ("where", "count"),
-    [
-        (".writing-", 8),
-        ("metrics.csv", 6),
-        ("adapters.safetensors", 3),
-        ("bad_videos.jsonl", 2),
-        ("eval_epoch", 1),
-        ("tfevents", 1),
-        ("config.yaml", 1),
-    ],
-)
-def test_a_full_disk_costs_nothing(videos: Path, whole: Path, tmp_path: Path, where: str, count: int) -> None:
+def test_a_full_disk_costs_nothing(videos: Path, whole: Path, tmp_path: Path) -> None:
     folder, log = tmp_path / "run", tmp_path / "run.log"
-    assert run(words(videos, folder), log, Accident("full", where, count)) == 2
-    (line,) = [line for line in log.read_text().splitlines() if "m2clip: " in line]
-    assert re.search(r"could not be written|cannot be written", line) and "make room and start again" in line
+    places = ("config.yaml", ".writing-", "metrics.csv", "bad_videos.jsonl", "adapters.safetensors", "eval_epoch")
+    for count, place in enumerate((*places, "tfevents"), start=1):
+        log.write_text("")
+        assert run(words(videos, folder), log, Accident("full", place, min(count, 3))) == 2, place
+        (line,) = [line for line in log.read_text().splitlines() if "m2clip: " in line]
+        assert re.search(r"could not be written|cannot be written", line) and "make room and start again" in line
     assert run(words(videos, folder), log) == 0
     assert_same_result(folder, whole)
