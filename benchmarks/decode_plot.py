@@ -19,7 +19,7 @@ from m2clip.plot_parts import FAINT, INK, QUIET, STRONG, figure, save
 def draw(results: Mapping[str, Any], path: Path) -> Path:
     """Draw decode_speed.json into a PNG; returns its path."""
     forms = results["forms"]
-    heights = [0.55 + 0.27 * len(form["readers"]) for form in forms.values()]
+    heights = [0.5 + 0.27 * len(form["readers"]) for form in forms.values()]
     most = max(own["clips_a_core_second"] for form in forms.values() for own in form["readers"].values())
     with figure(8.5, sum(heights) + 0.8) as drawn:
         rows = drawn.subplots(len(forms), 1, squeeze=False, sharex=True, height_ratios=heights)[:, 0]
@@ -34,10 +34,10 @@ def draw(results: Mapping[str, Any], path: Path) -> Path:
                 end = (1 / seconds["p20"], place)
                 axes.annotate(label, end, xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
             axes.set_yticks(range(len(readers)), list(readers), color=INK, fontsize=8.5)
-            axes.invert_yaxis()
+            axes.set_ylim(len(readers) - 0.5, -0.5)
             axes.set_title(f"{name}, {form['bytes_a_video'] / 1e3:.0f} kB a video", fontsize=9)
             axes.tick_params(length=0, labelsize=8)
-        rows[-1].set_xlim(0, 1.25 * most)
+        rows[-1].set_xlim(0, 1.4 * most)
         rows[-1].set_xlabel("clips a second and core", fontsize=8)
         config = results["config"]
         drawn.suptitle(

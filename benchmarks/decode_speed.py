@@ -41,6 +41,7 @@ WARM_UP = 30  # decodes before memory is looked at
 MEMORY_OF = ((FAR, DECORD), (NEAR, OURS), (NEAR, OURS_DECORD), (NEAR, DECORD), (NEAR, SEQUENTIAL), (SHARDS, OURS))
 LONG_RUNS = ((NEAR, OURS), (NEAR, OURS_DECORD), (SHARDS, OURS))  # all decodes; the others a tenth
 NEEDS = (100, 1000)  # clips a second of a GPU
+WORKERS = (0, 1, 2)
 
 
 def generate(folder: Path, videos: int, seconds: float) -> dict[str, Annotations]:
@@ -153,39 +154,38 @@ def measure_memory(folder: Path, decodes: int, arguments: Sequence[str]) -> dict
 
 
 def measure_loaders(lists: Mapping[str, Annotations], clips: int, rounds: int) -> dict[str, Any]:
-    """Clips a second of whole loaders, and processor seconds of a clip, workers and transfer included."""
+    """Clips a second of whole loaders from the first batch on, and the cores that a GPU's hunger for clips needs.
+
+    What a core does is measured without workers, by processor time: no start of processes, and no other work counts.
+    """
     from m2clip.data.clips import ClipDataset, ClipSettings, collate
     from m2clip.data.loading import load
 
     found: dict[str, Any] = {}
-    for name, workers in itertools.product((FAR, ENCODED, SHARDS), (0, 1, 2)):
+    for name in (FAR, ENCODED, SHARDS):
         dataset = ClipDataset(lists[name], ClipSettings(), training=True)
         # As many epochs over the few videos as are needed, each with other frames and crops.
-        epochs = -(-clips * (5 if name == SHARDS else 1) // len(dataset))
+        epochs = max(-(-clips * (5 if name == SHARDS else 1) // len(dataset)), 2)
         batches = [[(epoch, index) for index in range(len(dataset))] for epoch in range(epochs)]
-        rates, costs = [], []
-        for _ in range(rounds):
-            start, before = time.perf_counter(), _processor_seconds()
-            loaded = load(dataset, batches, workers=workers, collate=collate)
-            done = sum(len(batch["label"]) for batch in loaded)
-            rates.append(done / (time.perf_counter() - start))
-            costs.append((_processor_seconds() - before) / done)
-        cost = summary(costs)
-        cores = {str(need): round(need * cost["median"], 1) for need in NEEDS}
-        found[f"{name}, {workers} workers"] = {
-            "form": name,
-            "workers": workers,
-            "clips_a_second": summary(rates),
+        rates: dict[str, Any] = {}
+        for workers in WORKERS:
+            walls, costs = [], []
+            for _ in range(rounds):
+                loaded = load(dataset, batches, workers=workers, collate=collate)
+                next(loaded)
+                start, before = time.perf_counter(), time.process_time()
+                done = sum(len(batch["label"]) for batch in loaded)
+                walls.append(done / (time.perf_counter() - start))
+                costs.append((time.process_time() - before) / done)
+            rates[str(workers)] = summary(walls)
+            if workers == 0:
+                cost = summary(costs)
+        found[name] = {
+            "clips_a_second_by_workers": rates,
             "processor_seconds_a_clip": cost,
-            "cores_for_clips_a_second": cores,
+            "cores_for_clips_a_second": {str(need): round(need * cost["median"], 1) for need in NEEDS},
         }
     return found
-
-
-def _processor_seconds() -> float:
-    """Of this process and of its children that have ended."""
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
 
 
 def show(content: Mapping[str, Any]) -> None:
@@ -203,15 +203,17 @@ def show(content: Mapping[str, Any]) -> None:
     for name, numbers in content["memory"].items():
         print(f"{name}: {numbers}")
     for name, numbers in content["loaders"].items():
-        cores = ", ".join(f"{count} cores for {need}" for need, count in numbers["cores_for_clips_a_second"].items())
-        print(f"{name}: {numbers['clips_a_second']['median']:.1f} clips/s; {cores} clips/s")
+        rates = numbers["clips_a_second_by_workers"].items()
+        by_workers = ", ".join(f"{rate['median']:.1f} with {workers}" for workers, rate in rates)
+        cores = ", ".join(f"{count} for {need}" for need, count in numbers["cores_for_clips_a_second"].items())
+        print(f"loader, {name}: clips/s with workers: {by_workers}; cores for clips/s: {cores}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--videos", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=10.0, help="length of a video")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--decodes", type=int, default=2000, help="of the test of memory")
     parser.add_argument("--clips", type=int, default=48, help="of a data loader; five times as many from shards")
     parser.add_argument("--folder", type=Path, help="keep the videos here (default: a temporary folder)")
@@ -232,7 +234,7 @@ def main() -> None:
         os.sched_setaffinity(0, everywhere)
         shape = ["--videos", str(args.videos), "--seconds", str(args.seconds)]
         memory = measure_memory(folder, args.decodes, shape)
-        loaders = measure_loaders(lists, args.clips, max(args.rounds // 5, 1))
+        loaders = measure_loaders(lists, args.clips, max(args.rounds // 3, 1))
     names = ("videos", "seconds", "rounds", "decodes", "clips")
     config = {**{name: getattr(args, name) for name in names}, "width": WIDTH, "height": HEIGHT, "frames": 8}
     content = {"config": config, "forms": forms, "ratios": ratios, "memory": memory, "loaders": loaders}

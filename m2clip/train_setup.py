@@ -306,10 +306,12 @@ def run_identity(config: RunConfig, model: VideoModel, annotations: Annotations)
     fields |= {f"model.options.{name}": _plain(value) for name, value in model.options().items()}
     fields.pop("model.options", None)
     fields.pop("model.preset", None)
+    # Frames of a pack are not quite those of the videos, whose hash it shares.
+    packed = ", packed" if annotations.format == "shards" else ""
     return {
         **{name: _plain(value) for name, value in fields.items()},
         "class names": list(model.class_names),
-        "training list": f"{len(annotations.items)} videos, sha256 {list_hash(annotations.items)}",
+        "training list": f"{len(annotations.items)} videos, sha256 {list_hash(annotations.items)}{packed}",
         "processes": distributed.world_size(),
     }
 

@@ -331,6 +331,9 @@ def test_a_run_trains_and_validates_on_packs(tmp_path: Path) -> None:
     config = build_config(tmp_path / "p", tmp_path / "run", *overrides, "data.shuffle=shards")
     train.run(config, clip=build_clip(), device="cpu", quiet=True)
     assert sum(bool(line["loss"]) for line in read_losses(tmp_path / "run")) == 12
+    again = build_config(tmp_path / "v" / "train.txt", tmp_path / "run")
+    with pytest.raises(InputError, match="training list"):
+        train.run(again, clip=build_clip(), device="cpu", quiet=True)
     files = build_config(tmp_path / "v" / "train.txt", tmp_path / "other", "data.shuffle=shards")
     with pytest.raises(InputError, match="data.shuffle=shards is for clips from the shards"):
         train.run(files, clip=build_clip(), device="cpu", quiet=True)
