@@ -27,16 +27,18 @@ class Killer:
 
     def __init__(self) -> None:
         self.killed: list[str] = []
+        self.begun: int | None = None  # videos that were done before
 
     def __call__(self, done: int, total: int) -> None:
-        if self.killed or not done:
+        self.begun = done if self.begun is None else self.begun
+        if self.killed or done == self.begun:
             return
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 title = (folder / "cmdline").read_bytes().decode(errors="replace")
             except OSError:
                 continue
-            if title.startswith("ray::") and _is_ours(int(folder.name)):
+            if title.startswith(("ray::IDLE", "ray::Map")) and _is_ours(int(folder.name)):
                 os.kill(int(folder.name), signal.SIGKILL)
                 self.killed.append(title.strip("\0 "))
 
