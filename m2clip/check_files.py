@@ -53,7 +53,7 @@ class Depth:
             raise InputError(f"num_frames must be at least 1, not {self.num_frames}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FileFacts:
     """What was found out about a file, or about a folder of images.
 

@@ -273,9 +273,11 @@ def parse_episodes(source: Source) -> Parsed:
         if split != wanted:
             continue
         relative = Path(name.lstrip("/"))
+        if not relative.name:
+            raise InputError(f"{where}: no name of a video after {split}{label}/")
         folders.setdefault(label, set()).add(relative.parent.name)
         if not relative.suffix:
-            suffix = suffix or (".mp4" if (source.root / relative).with_suffix(".mp4").is_file() else ".webm")
+            suffix = suffix or (".mp4" if os.path.isfile((source.root / relative).with_suffix(".mp4")) else ".webm")
             relative = relative.with_suffix(suffix)
         rows.append(Row(where, source.root / relative, label))
     return Parsed(rows, source.class_names or _folder_names(folders))

@@ -251,8 +251,10 @@ def _checked(rows: Sequence[Row], class_names: list[str] | None) -> tuple[VideoI
 def _check_name(row: Row) -> None:
     """Refuse what no file can be called; a missing file is another matter."""
     try:
-        impossible = b"\0" in os.fsencode(row.path)
+        name = os.fsencode(row.path)
+        impossible = b"\0" in name or len(name) >= 4096 or any(len(part) > 255 for part in name.split(b"/"))
     except UnicodeEncodeError:
         impossible = True
     if impossible:
-        raise InputError(f"{row.where}: {str(row.path)!r} cannot be the name of a file")
+        shown = repr(str(row.path))
+        raise InputError(f"{row.where}: {shown[:200]} cannot be the name of a file")

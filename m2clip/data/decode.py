@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from m2clip.data.video_base import Video, VideoError, check_length, check_size, stack
+from m2clip.data.video_base import Video, VideoError, check_length, check_size, is_folder, stack
 from m2clip.data.video_pyav import PyAVVideo
 from m2clip.errors import InputError
 
@@ -43,9 +43,10 @@ def open_video(
     path = Path(path)
     if reader not in READERS:
         raise InputError(f"unknown video reader {reader!r}; choose from {', '.join(READERS)}")
-    if reader == "frames" or (reader == "auto" and path.is_dir()):
+    folder = is_folder(path)
+    if reader == "frames" or (reader == "auto" and folder):
         return FrameFolder(path, pattern, num_frames)
-    if path.is_dir():
+    if folder:
         raise VideoError(f"{path}: a folder, not a video file; folders of images are read by the reader 'frames'")
     if reader in ("auto", "pyav"):
         return PyAVVideo(path)

@@ -31,7 +31,8 @@ from m2clip.errors import InputError
 
 # The child imports the decoders; on a busy machine that takes its time.
 _START_SECONDS = 120
-_LONGEST_MESSAGE = 1 << 20
+# The times of all frames of a long video are a long message.
+_LONGEST_MESSAGE = 1 << 26
 _CHILD = "from m2clip.data.decoder_child import main"
 
 

@@ -253,7 +253,7 @@ def _parse_subset(source: Source) -> Parsed:
     if not isinstance(content.get("pack"), str) or not isinstance(samples, list) or not all(map(_is_choice, samples)):
         raise InputError(f"{source.path}: not a subset of a pack: the file is damaged or was changed")
     pack = Path(content["pack"])
-    if not is_pack(pack):
+    if not os.path.isdir(pack) or not is_pack(pack):
         raise InputError(f"{source.path}: its pack, {pack}, is not there")
     rows = {row.sample.key: row for row in parse_shards(Source(pack, pack, None, None)).rows if row.sample}
     missing = next((position for position, _ in samples if sample_key(position) not in rows), None)

@@ -91,8 +91,10 @@ def check_file(path: Path) -> None:
     try:
         with path.open("rb") as file:
             head = file.read(512)
-    except OSError as error:
-        raise VideoError(f"{path}: {'no such file' if not path.exists() else error.strerror}") from None
+    except (OSError, ValueError) as error:
+        # The latter is for a name that no file can have.
+        reason = getattr(error, "strerror", None) if path.exists() else "no such file"
+        raise VideoError(f"{path}: {reason}") from None
     if not head:
         raise VideoError(f"{path}: the file is empty")
     if not any(head):
@@ -100,6 +102,14 @@ def check_file(path: Path) -> None:
     start = head.lstrip().lower()
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
         raise VideoError(f"{path}: a web page saved as a video, probably a failed download")
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a path is that of a folder; VideoError where its name is too long for any."""
+    try:
+        return path.is_dir()
+    except OSError as error:
+        raise VideoError(f"{path}: {error.strerror}") from None
 
 
 def check_size(path: Path, width: int, height: int) -> None:

@@ -17,12 +17,14 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from m2clip.config import load_config
 from m2clip.data import isolated
 from m2clip.data.annotations import Annotations, VideoItem
 from m2clip.data.clips import ClipDataset, ClipSettings, collate, load_views
 from m2clip.data.decode import VideoError, open_video
 from m2clip.data.isolated import DecoderLimits, DecoderProcess, open_isolated
 from m2clip.errors import InputError
+from m2clip.train_setup import clip_settings
 from tests.data.test_decode import BAD_FILES, image_folder
 from tests.data.video_files import read_code, write_video
 
@@ -222,6 +224,17 @@ def test_clips_of_isolated_videos(good: Path, tmp_path: Path) -> None:
     assert [error is None for error in batch["errors"]] == [True, False, True]
     assert torch.equal(batch["video"][0], load_views(good, plain))
     assert torch.equal(load_views(good, settings), load_views(good, plain))
+
+
+def test_times_of_many_frames(good: Path, process: DecoderProcess) -> None:
+    with process.open(good) as video, open_video(good) as reference:
+        assert video.seconds(range(40)) == reference.seconds(range(40))
+        assert len(video.seconds([3] * 200_000) or []) == 200_000
+
+
+def test_a_run_is_isolated_by_its_configuration() -> None:
+    assert not clip_settings(load_config(), (32, 32)).isolate
+    assert clip_settings(load_config(None, ["data.isolate=true"]), (32, 32)).isolate
 
 
 def test_each_thread_has_its_own_process(good: Path) -> None:

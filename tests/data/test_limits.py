@@ -120,6 +120,13 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
         open_video(tmp_path / "pipe.mp4")
 
 
+@pytest.mark.parametrize("reader", ["auto", "pyav", "frames"])
+@pytest.mark.parametrize("name", ["a" * 300, "a\0b", "\ud800"])
+def test_names_that_no_file_can_have(tmp_path: Path, name: str, reader: str) -> None:
+    with pytest.raises(VideoError):
+        open_video(tmp_path / name, reader)
+
+
 @pytest.mark.parametrize("reader", ["pyav", "decord"])
 def test_a_file_that_names_others_is_not_followed(tmp_path: Path, reader: str) -> None:
     other = video_files.write_video(tmp_path / "other.mp4", num_frames=3)

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from m2clip.errors import InputError
 
 FULL = int(os.environ.get("M2CLIP_FUZZ", "0"))
-_NORMAL = 260
+_NORMAL = 200
 Result = TypeVar("Result")
 
 # Number of cases by target and by what became of them.

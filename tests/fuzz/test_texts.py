@@ -65,6 +65,11 @@ def lists(draw: st.DrawFn) -> tuple[str, bytes, bytes, str]:
 @example(("ssv2.json", b"[" * 100_000, b"", "auto"), None, False)
 @example(("ssv2.json", b'[{"id": "a\\ud800", "template": "jump"}]', b"", "auto"), None, True)
 @example(("list.txt", b"a\0b.mp4 0", b"", "auto"), None, False)
+@example(("list.txt", b"a" * 300 + b".mp4 0", b"", "auto"), None, False)
+@example(("list.txt", b"a/" * 3000 + b".mp4 0", b"", "auto"), None, False)
+@example(("episodes.txt", b"train0//", b"", "auto"), None, False)
+@example(("episodes.txt", b"train0/" + b"a" * 300, b"", "auto"), None, False)
+@example(("episodes.txt", b"train0/..", b"", "auto"), None, False)
 @example(
     ("kinetics.csv", b'label,youtube_id,time_start,time_end,split\njump,abc,inf,nan,"train\n', b"", "auto"), None, True
 )
