@@ -82,7 +82,7 @@ def run(
         resume: go on with an earlier run in the folder; False refuses a folder that holds one.
         device: "cpu", "cuda" or "cuda:N"; None takes a GPU where there is one.
         clip: an open_clip CLIP to build on, in place of the one that config.model names.
-        quiet: print nothing.
+        quiet: print nothing but what goes wrong with decoding processes, on standard error.
         on_step: called in every process after each optimiser step.
 
     Raises:
@@ -232,7 +232,7 @@ class _Trainer:
     def train_epoch(self) -> bool:
         """Train to the end of the epoch, or until a stop is asked for: then False."""
         progress, accumulate = self.progress, self.config.optim.accumulate
-        say = self.log.say if self.log.active else None
+        say = None if self.log.quiet else self.log.say
         batches = epoch_batches(self.config, self.train_set, self.device, progress.epoch, progress.batches, say)
         self.clock, self.clips = time.monotonic(), 0
         while True:

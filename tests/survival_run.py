@@ -205,7 +205,7 @@ def _watch(accident: Accident, folder: str) -> None:
         nonlocal seen
         if event not in ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir") or os.getpid() != main:
             return
-        path = str(arguments[0])
+        path = os.fsdecode(arguments[0]) if isinstance(arguments[0], (str, bytes, os.PathLike)) else ""
         if path.startswith(folder) and accident.where in path:
             seen += 1
             if seen == accident.count:
@@ -253,10 +253,16 @@ def _die_after(folder: Path, step: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def wait_for(folder: Path, step: int) -> None:
-    """Wait until a run has a checkpoint of this step or a later one."""
+def wait_for(folder: Path, step: int, process: Any = None) -> None:
+    """Wait until a run has a checkpoint of this step or a later one; its process, if given, must live until then."""
     while not any(_step(path) >= step for path in list_checkpoints(folder / "checkpoints")):
+        assert process is None or process.is_alive()
         time.sleep(0.01)
+
+
+def children(pid: int) -> list[int]:
+    """Processes that a process has started."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def _step(checkpoint: Path) -> int:

@@ -138,6 +138,17 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000000010", "step-000000002"]
 
 
+def test_damaged_later_checkpoints_do_not_push_out_the_new_one(tmp_path: Path) -> None:
+    for step in (2, 4, 6, 8):
+        save(tmp_path, step, keep=4)
+    for step in (6, 8):
+        (tmp_path / f"step-{step:09d}" / "state.json").write_text("{")
+    checkpoint = load_newest(tmp_path, lambda line: None)
+    assert checkpoint is not None and checkpoint.progress.step == 4
+    save(tmp_path, 5)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000000005", "step-000000004"]
+
+
 @pytest.mark.parametrize("part", ["tensors", "state", "rename"])
 def test_failure_while_writing_leaves_the_previous(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
     save(tmp_path, 1)
@@ -234,3 +245,34 @@ def test_log_drops_later_rows_and_adds_columns(tmp_path: Path) -> None:
         ("3", "", "0.5"),
     ]
     assert len((tmp_path / "bad_videos.jsonl").read_text().splitlines()) == log.bad_count == 1
+
+
+def test_lines_that_were_cut_off_are_dropped(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, 20, quiet=True)
+    for step in (1, 2, 12):
+        log.write(step, 1, {"loss": 0.5})
+        log.record_bad_videos([{"path": f"{step}}}", "error": "empty", "replaced_by": "y.mp4"}], step - 1)
+    log.close()
+    # What was left of step 12 reads like a line of step 1; of the video, like the end of an entry.
+    metrics, bad = tmp_path / "metrics.csv", tmp_path / "bad_videos.jsonl"
+    metrics.write_text(metrics.read_text().replace("12,1,0.5\n", "1"))
+    bad.write_text(bad.read_text().partition("12}")[0] + "12}")
+    log = RunLog(tmp_path, 20, step=12, quiet=True)
+    assert [row["step"] for row in log.rows()] == ["1", "2"]
+    log.record_bad_videos([{"path": "2}", "error": "empty", "replaced_by": "y.mp4"}], 12)
+    log.close()
+    assert [json.loads(line)["path"] for line in bad.read_text().splitlines()] == ["1}", "2}"]
+
+
+def test_bad_videos_of_later_steps_are_met_again(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, 20, quiet=True)
+    for step in (0, 3, 4):
+        log.record_bad_videos([{"path": f"{step}.mp4", "error": "empty", "replaced_by": "y.mp4"}], step)
+    log.close()
+    before = (tmp_path / "bad_videos.jsonl").read_text()
+    log = RunLog(tmp_path, 20, step=3, quiet=True)
+    assert log.bad_count == 1
+    for step in (3, 4):
+        log.record_bad_videos([{"path": f"{step}.mp4", "error": "empty", "replaced_by": "y.mp4"}], step)
+    log.close()
+    assert (tmp_path / "bad_videos.jsonl").read_text() == before
