@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from m2clip import cli
 from m2clip.at_scale import RayCluster
 from m2clip.data.clips import ClipSettings
 from m2clip.errors import InputError
@@ -53,9 +54,24 @@ def _is_ours(pid: int) -> bool:
     return False
 
 
+def run_command(listed: Path, folder: Path) -> int:
+    """`m2clip label --ray`, which starts a Ray of its own and ends it; what is printed goes to two files."""
+    words = ["label", listed, folder / "command", "--clip", "tiny", "--frames", scale.FRAMES, "--labels", *scale.NAMES]
+    words += ["--shard-size", 4, "--batch-size", 3, "--no-isolate", "--json", "--ray"]
+    kept = [os.dup(number) for number in (1, 2)]
+    for number, name in ((1, "out.txt"), (2, "err.txt")):
+        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT), number)
+    try:
+        return cli.main([str(word) for word in words])
+    finally:
+        for number, descriptor in zip((1, 2), kept, strict=True):
+            os.dup2(descriptor, number)
+
+
 def main(listed: Path, folder: Path) -> None:
     import ray
 
+    facts: dict[str, Any] = {"code": run_command(listed, folder), "ended": not ray.is_initialized()}
     ray.init(
         address="local",
         num_cpus=2,
@@ -65,7 +81,7 @@ def main(listed: Path, folder: Path) -> None:
         log_to_driver=False,
     )
     cluster = RayCluster()
-    facts: dict[str, Any] = {"pids": [process.process.pid for process in _processes()]}
+    facts["pids"] = [process.process.pid for process in _processes()]
 
     # What another executor had begun, with the workers for decoding and for the model killed in between.
     killer = Killer()

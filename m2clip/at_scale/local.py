@@ -50,7 +50,7 @@ class LocalProcess:
         model = placed(work.model, device, work.settings.precision)
         size = pass_size(work.views, work.settings.batch_size)
         order = [index for number in parts for index in work.part(number)]
-        items = load(_Videos(work), order, workers=self.workers, pin_memory=device.type == "cuda")
+        items = load(_Videos(work), order, workers=self.workers)
         for number in parts:
             for positions in passes(work.part(number), size):
                 batch, errors = assemble([next(items) for _ in positions], work.views, size)

@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import pickle
+import socket
 import sys
 import tempfile
 from collections.abc import Generator, Iterator, Sequence
@@ -43,7 +44,7 @@ class RayCluster:
             leaves the choice to Ray.
 
     Raises:
-        InputError: Ray is not installed.
+        InputError: Ray is not installed, or nobody listens at the address.
     """
 
     address: str | None = None
@@ -56,6 +57,8 @@ class RayCluster:
             import ray.data  # noqa: F401
         except ImportError:
             raise InputError("Ray is not installed: pip install 'm2clip[ray]', or leave out --ray") from None
+        if self.address is not None:
+            _check_reachable(self.address)
 
     @property
     def process(self) -> tuple[int, int]:
@@ -129,6 +132,17 @@ class RayCluster:
         finally:
             if ours:
                 ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """InputError where nobody listens at host:port, for which Ray itself would wait for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise InputError(f"no Ray cluster at {address}: {error.strerror or error}") from None
 
 
 def _row(work: Work, part: int, positions: range) -> dict[str, Any]:
