@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -253,10 +254,10 @@ def _die_after(folder: Path, step: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def wait_for(folder: Path, step: int, process: Any = None) -> None:
-    """Wait until a run has a checkpoint of this step or a later one; its process, if given, must live until then."""
+def wait_for(folder: Path, step: int, alive: Callable[[], bool] = lambda: True) -> None:
+    """Wait until a run has a checkpoint of this step or a later one; its process must be alive until then."""
     while not any(_step(path) >= step for path in list_checkpoints(folder / "checkpoints")):
-        assert process is None or process.is_alive()
+        assert alive()
         time.sleep(0.01)
 
 

@@ -148,7 +148,7 @@ def test_killed_decoding_processes_cost_nothing(videos: Path, whole: Path, tmp_p
     process = start(words(videos, folder, "data.workers=2"), log)
     killed = 0
     for step in (2, 6, 10, 16, 20):
-        wait_for(folder, step, process)
+        wait_for(folder, step, process.is_alive)
         for child in children(process.pid)[:1]:
             with suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)

@@ -58,7 +58,7 @@ def whole(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_signal_to_one_stops_all_after_the_same_step(videos: Path, whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     processes = start_group(videos, folder)
-    wait_for(folder, 2, processes[0])
+    wait_for(folder, 2, processes[0].is_alive)
     os.kill(processes[1].pid, signal.SIGTERM)
     assert join(processes) == [143, 143]
     (line,) = told(folder)
@@ -76,7 +76,7 @@ def test_a_lost_process_is_named(
 ) -> None:
     folder = tmp_path / "run"
     processes = start_group(videos, folder, f"timeout={seconds}")
-    wait_for(folder, 4, processes[0])
+    wait_for(folder, 4, processes[0].is_alive)
     os.kill(processes[1].pid, number)
     processes[0].join(120)
     assert processes[0].exitcode == 3
@@ -114,7 +114,7 @@ def test_the_agent_of_torchrun_starts_all_anew(videos: Path, whole: Path, tmp_pa
     with folder.with_suffix(".log").open("w") as log:
         arguments = [sys.executable, "-m", "torch.distributed.run", *options, *command(videos, folder)]
         agent = subprocess.Popen(arguments, stdout=log, stderr=log)
-        wait_for(folder, 4)
+        wait_for(folder, 4, lambda: agent.poll() is None)
         os.kill(children(agent.pid)[1], signal.SIGKILL)
         assert agent.wait(300) == 0
     assert_same_result(folder, whole)
