@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .errors import InputError
@@ -149,6 +151,16 @@ def _check_types(path: Path, config: dict[str, Any]) -> None:
     ):
         if not fits:
             raise InputError(f"{path}: {field} is not what it should be: the file is damaged or was changed")
+
+
+def weights_hash(model: Any) -> str:
+    """SHA-256 over names and values of all weights, as 64 hex digits."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        # Bytes as they are: bf16 has no numpy type.
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _check_equal(folder: Path, what: str, saved: dict[str, Any], given: dict[str, Any]) -> None:

@@ -57,7 +57,7 @@ def init(timeout_seconds: float = 1800.0, device: str | torch.device | None = No
         InputError: torchrun's environment is incomplete, or a GPU was asked for that is not there.
         LostProcessError: another process did not come in time.
     """
-    chosen = _pick_device(device)
+    chosen = pick_device(device)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     size = _environment_int("WORLD_SIZE", 1)
@@ -218,7 +218,12 @@ def _environment_int(name: str, default: int) -> int:
         raise InputError(f"environment variable {name} is {text!r}, not a whole number: start with torchrun") from None
 
 
-def _pick_device(device: str | torch.device | None) -> torch.device:
+def pick_device(device: str | torch.device | None) -> torch.device:
+    """The device "cpu", "cuda" or "cuda:N"; None is this process's GPU where there is one, else the CPU.
+
+    Raises:
+        InputError: an unknown device, or a GPU that is not there.
+    """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:

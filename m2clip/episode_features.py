@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from m2clip import distributed
+from m2clip.checkpoint import weights_hash
 from m2clip.data.annotations import list_hash
 from m2clip.data.episode_clips import EpisodeVideos
 from m2clip.errors import InputError
@@ -131,17 +132,12 @@ def video_features(
 
 def feature_settings(model: Any, videos: EpisodeVideos, precision: str) -> dict[str, Any]:
     """All that decides the features, as JSON values."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        # Bytes as they are: bf16 has no numpy type.
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     views = asdict(videos.settings)
     items = videos.annotations.items
     return {
         "version": _VERSION,
         "model": {"method": model.method, "options": json.loads(json.dumps(model.options())), "prompt": model.prompt},
-        "weights_sha256": digest.hexdigest(),
+        "weights_sha256": weights_hash(model),
         "classes": list(model.class_names),
         "list": {"videos": len(items), "sha256": list_hash(items)},
         "views": {name: views[name] for name in _VIEW_SETTINGS},

@@ -17,9 +17,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from m2clip.at_scale.settings import Outcome, Row, Summary, Work
+from m2clip.checkpoint import weights_hash
 from m2clip.data.annotations import VideoItem, list_hash
 from m2clip.errors import InputError
 from m2clip.files import flush, replacing
@@ -208,13 +207,3 @@ def packed_hash(items: Sequence[VideoItem]) -> str | None:
     """Identity of the frames that packs hold of the videos, None without packs: a pack's list is that of its videos."""
     sums = [str(item.sample.crc32) for item in items if item.sample is not None]
     return hashlib.sha256(" ".join(sums).encode()).hexdigest()[:16] if sums else None
-
-
-def weights_hash(model: Any) -> str:
-    """SHA-256 over names and values of all weights, as 64 hex digits."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        # Bytes as they are: bf16 has no numpy type.
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()

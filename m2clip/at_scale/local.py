@@ -46,7 +46,7 @@ class LocalProcess:
 
     def compute(self, work: Work, parts: Sequence[int]) -> Generator[tuple[int, list[Outcome]], None, None]:
         """A part and the outcomes of some of its videos, for every forward pass, in order."""
-        device = distributed._pick_device(self.device)
+        device = distributed.pick_device(self.device)
         model = placed(work.model, device, work.settings.precision)
         size = pass_size(work.views, work.settings.batch_size)
         order = [index for number in parts for index in work.part(number)]
