@@ -24,7 +24,7 @@ from tests.training_run import read_losses
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["m2clip.train", "m2clip.cli", "open_clip", "torch.utils.tensorboard", "av"])
 CLASSES, CLIPS = 4, 7
-STEPS, EPOCHS = 28, 4
+STEPS, EPOCHS = 21, 3
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def render(folder: Path) -> Path:
 
 
 def words(videos: Path, output: Path, *more: str) -> list[str]:
-    """The command line: 4 epochs of 7 steps, a validation after each, a checkpoint after every second step."""
+    """The command line: 3 epochs of 7 steps, a validation after each, a checkpoint after every second step."""
     chosen = {
         "data.train": videos / "train.txt",
         "data.val": videos / "val.txt",

@@ -1,6 +1,6 @@
 """A run that is killed, stopped or out of disk space ends with the weights and records of one that never was.
 
-M2CLIP_KILLS is how many times the run is killed (3).
+M2CLIP_KILLS is how many times the run is killed (2).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tests.survival_run import (
 )
 from tests.training_run import read_losses
 
-KILLS = int(os.environ.get("M2CLIP_KILLS", "3"))
+KILLS = int(os.environ.get("M2CLIP_KILLS", "2"))
 
 
 @pytest.fixture(scope="module")
