@@ -7,7 +7,7 @@ HERE := $(CURDIR)
 # One process a core, one thread a process: more threads than cores make everything slower.
 TEST_ENV := OMP_NUM_THREADS=1 MPLBACKEND=Agg
 
-.PHONY: help demo test lint types sanitize fuzz install bench bench-ops gpu clean
+.PHONY: help demo test lint types sanitize fuzz kills install bench bench-ops gpu clean
 .DEFAULT_GOAL := help
 
 help:
@@ -16,6 +16,7 @@ help:
 	@echo "make lint      ruff and mypy"
 	@echo "make sanitize  run the C++ kernels under the address, undefined-behaviour and thread sanitizers"
 	@echo "make fuzz      thousands of damaged videos, lists, configurations and checkpoints (N=cases; a few hundred are in make test)"
+	@echo "make kills     kill trainings and other long work at random moments (N=20), and compare with what was not disturbed"
 	@echo "make bench     time adapters, losses and a training step against the authors' code (half an hour, quiet machine)"
 	@echo "make bench-ops time every operation with pytest-benchmark and keep the numbers as history"
 	@echo "make gpu       on a machine with a GPU: build, test, sanitize and benchmark everything (OUT=folder, DRY=1 checks only)"
@@ -61,6 +62,10 @@ sanitize: install
 
 fuzz: install
 	M2CLIP_FUZZ=$(or $(N),2000) $(TEST_ENV) $(BIN)/python -m pytest tests/fuzz --timeout=3000
+
+kills: install
+	M2CLIP_KILLS=$(or $(N),20) $(TEST_ENV) $(BIN)/python -m pytest --timeout=3000 tests/test_survival.py tests/test_survival_group.py
+	M2CLIP_KILLS=$(or $(N),20) $(TEST_ENV) $(BIN)/python -m pytest --timeout=3000 tests/test_label.py tests/test_check.py tests/test_pack.py -k kill
 
 bench: install
 	$(BIN)/python benchmarks/adapter_speed.py
