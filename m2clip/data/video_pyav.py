@@ -7,6 +7,7 @@ import re
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,8 +34,11 @@ class PyAVVideo(Video):
     """PyAV. Files of well-behaved containers are sought by key frame; others are decoded from their start."""
 
     def __init__(self, path: Path) -> None:
+        from av.video.reformatter import VideoReformatter
+
         self.path = path
         self._container, self._stream = _open_container(path)
+        self._to_rgb = VideoReformatter()  # one for all frames, each of which would otherwise make its own
         try:
             self._scan()
         except BaseException:
@@ -148,11 +152,13 @@ class PyAVVideo(Video):
         """Frames in presentation order from the current position; damaged packets give none."""
         import av
 
-        for packet in self._container.demux(self._stream):
-            try:
-                yield from packet.decode()
-            except av.error.InvalidDataError:
-                continue
+        # Closed, here and below: what PyAV leaves unfinished costs memory for good.
+        with closing(self._container.demux(self._stream)) as packets:
+            for packet in packets:
+                try:
+                    yield from packet.decode()
+                except av.error.InvalidDataError:
+                    continue
 
     def _read_sorted(self, indices: list[int]) -> np.ndarray:
         import av
@@ -209,24 +215,25 @@ class PyAVVideo(Video):
 
         wanted, found = set(times), []
         context = self._stream.codec_context
-        for packet in self._container.demux(self._stream):
-            # Frames that no other frame refers to need not be decoded unless they are asked for.
-            context.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in wanted else "NONREF"
-            try:
-                frames = packet.decode()
-            except av.error.InvalidDataError:
-                continue
-            for frame in frames:
-                if frame.pts in wanted:
-                    found.append(self._upright(frame))
-                if frame.pts is not None and frame.pts >= times[-1]:
-                    return found
+        with closing(self._container.demux(self._stream)) as packets:
+            for packet in packets:
+                # Frames that no other frame refers to need not be decoded unless they are asked for.
+                context.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in wanted else "NONREF"
+                try:
+                    frames = packet.decode()
+                except av.error.InvalidDataError:
+                    continue
+                for frame in frames:
+                    if frame.pts in wanted:
+                        found.append(self._upright(frame))
+                    if frame.pts is not None and frame.pts >= times[-1]:
+                        return found
         return found
 
     def _upright(self, frame: av.VideoFrame) -> np.ndarray:
         """(3, H, W) uint8 of one decoded frame, turned as its display matrix says."""
         check_size(self.path, frame.width, frame.height)
-        image = frame.to_ndarray(format="rgb24").transpose(2, 0, 1)
+        image = self._to_rgb.reformat(frame, format="rgb24").to_ndarray().transpose(2, 0, 1)
         return np.rot90(image, round(frame.rotation / 90) % 4, (1, 2))
 
     def seconds(self, indices: Sequence[int]) -> list[float] | None:
