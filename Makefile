@@ -17,7 +17,7 @@ help:
 	@echo "make sanitize  run the C++ kernels under the address, undefined-behaviour and thread sanitizers"
 	@echo "make fuzz      thousands of damaged videos, lists, configurations and checkpoints (N=cases; a few hundred are in make test)"
 	@echo "make kills     kill trainings and other long work at random moments (N=20), and compare with what was not disturbed"
-	@echo "make bench     time adapters, losses and a training step against the authors' code (half an hour, quiet machine)"
+	@echo "make bench     time adapters, losses, decoding and a training step against the authors' code (an hour, quiet machine)"
 	@echo "make bench-ops time every operation with pytest-benchmark and keep the numbers as history"
 	@echo "make gpu       on a machine with a GPU: build, test, sanitize and benchmark everything (OUT=folder, DRY=1 checks only)"
 	@echo "make clean     remove build products; the environment ($(VENV)) stays"
@@ -73,6 +73,8 @@ bench: install
 	$(BIN)/python benchmarks/bottleneck_speed.py
 	$(BIN)/python benchmarks/msta_speed.py
 	$(BIN)/python benchmarks/loss_speed.py
+	$(BIN)/python benchmarks/otam_speed.py
+	$(BIN)/python benchmarks/decode_speed.py
 	$(BIN)/python benchmarks/train_speed.py
 
 bench-ops: install

@@ -171,13 +171,10 @@ class Place:
         settings = run_settings(config, parts, train.path)
 
         def work() -> dict[str, Any]:
-            from m2clip import load_adapters, run_state, train
+            from m2clip import load_adapters, train
 
             self.say(f"{what}: training")
             train.run(config, device=self.device, quiet=self.reporter.quiet)
-            checkpoint = run_state.load_newest(folder / "checkpoints", self.say)
-            if checkpoint is None or checkpoint.progress.epoch < config.optim.epochs:
-                raise KeyboardInterrupt
             return self.score(what, load_adapters(folder), config, parts, folder)
 
         return kept(folder / SCORES, settings, work, lambda: self.say(f"{what}: finished before"))
