@@ -9,7 +9,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -148,12 +148,16 @@ class PyAVVideo(Video):
         self._container.close()
         self._container, self._stream = _open_container(self.path)
 
+    def _packets(self) -> closing[Any]:
+        """The packets from the current position. PyAV must close what it leaves unfinished, or memory is lost."""
+        packets: Any = self._container.demux(self._stream)
+        return closing(packets)
+
     def _decoded(self) -> Iterator[av.VideoFrame]:
         """Frames in presentation order from the current position; damaged packets give none."""
         import av
 
-        # Closed, here and below: what PyAV leaves unfinished costs memory for good.
-        with closing(self._container.demux(self._stream)) as packets:
+        with self._packets() as packets:
             for packet in packets:
                 try:
                     yield from packet.decode()
@@ -215,7 +219,7 @@ class PyAVVideo(Video):
 
         wanted, found = set(times), []
         context = self._stream.codec_context
-        with closing(self._container.demux(self._stream)) as packets:
+        with self._packets() as packets:
             for packet in packets:
                 # Frames that no other frame refers to need not be decoded unless they are asked for.
                 context.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in wanted else "NONREF"
