@@ -79,7 +79,7 @@ def load_config(path: str | os.PathLike[str] | None = None, overrides: Sequence[
             )
         name = argument[2:].split("=", 1)[0]
         _check_known(name, f"override {override!r}")
-        _refuse_classes(argument.split("=", 1)[1], f"override {override!r}")
+        _refuse_classes(argument.split("=", 1)[1], f"override {override!r}", plain=True)
         arguments.append(argument)
     config = _parse(parser, arguments, "overrides")
     validate(config)
@@ -247,8 +247,10 @@ def _check_method(model: ModelConfig) -> None:
             raise InputError(f"unknown field model.options.{option}: use one of {', '.join(known)}")
 
 
-def _refuse_classes(text: str, source: str) -> None:
+def _refuse_classes(text: str, source: str, plain: bool = False) -> None:
     """Refuse text that names a class: the parser would import it, and with it any module that lies about.
+
+    plain: let text that is not YAML pass, which the parser takes for a string, such as a file name with braces.
 
     Raises:
         InputError: there is a key "class_path", however it is written, or the text is not YAML.
@@ -258,6 +260,8 @@ def _refuse_classes(text: str, source: str) -> None:
     try:
         left, seen = [yaml.safe_load(text)], set()
     except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        if plain and isinstance(error, yaml.YAMLError):
+            return
         raise InputError(f"{source}: not a configuration file: {' '.join(str(error).split())}") from None
     while left:
         value = left.pop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 
 import pytest
@@ -217,13 +218,14 @@ def test_descriptions_that_cannot_be_used(tmp_path, content, words):
         load_descriptions(tmp_path / "none.json", NAMES)
 
 
-def test_the_bundled_files_describe_the_built_in_data_set():
-    from m2clip.data.motion import CLASSES as MOTION
-
-    for source in BUNDLED:
-        found = load_descriptions(source, [c.name for c in MOTION])
+@pytest.mark.parametrize("data_set", ["motion", "mocap"])
+def test_the_bundled_files_describe_the_built_in_data_sets(data_set):
+    classes = importlib.import_module(f"m2clip.data.{data_set}").CLASSES
+    spatial, temporal = (source for source in BUNDLED if source.startswith(data_set))
+    for source, different in ((spatial, 6), (temporal, len(classes))):
+        found = load_descriptions(source, [c.name for c in classes])
         assert all(len(sentences) == 2 for sentences in found)
-        assert len({tuple(sentences) for sentences in found}) >= (len(MOTION) if source == BUNDLED[1] else 6)
+        assert len({tuple(sentences) for sentences in found}) >= different
 
 
 def test_describe_writes_a_template_and_checks_a_filled_one(tmp_path, capsys):

@@ -190,7 +190,11 @@ def load_manifest(path: Path) -> dict[str, Any]:
         ("complete", isinstance(content.get("complete"), bool)),
         ("kind", content.get("kind") in ("frames", "videos")),
         ("class_names", names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names))),
-        ("shards", isinstance(shards, list) and all(_names_file(shard, "name") for shard in shards)),
+        (
+            "shards",
+            content.get("complete") is False  # they are listed at the end
+            or (isinstance(shards, list) and all(_names_file(shard, "name") for shard in shards)),
+        ),
     ):
         if not fits:
             raise InputError(f"{manifest}: {field} is not what it should be: the file is damaged or was changed")
