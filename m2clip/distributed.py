@@ -70,7 +70,7 @@ def init(timeout_seconds: float = 1800.0, device: str | torch.device | None = No
         backend = "nccl" if chosen.type == "cuda" else "gloo"
         try:
             dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
-        except dist.DistError as error:
+        except RuntimeError as error:  # also where the store is reached, but not the other processes
             raise LostProcessError(
                 f"the {size} processes of the group did not find each other within {timeout_seconds:g} s at "
                 f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} ({' '.join(str(error).split())[:200]}): "
