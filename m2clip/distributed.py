@@ -69,7 +69,7 @@ def init(timeout_seconds: float = 1800.0, device: str | torch.device | None = No
             )
         backend = "nccl" if chosen.type == "cuda" else "gloo"
         try:
-            dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
+            _join(backend, timedelta(seconds=timeout_seconds))
         except RuntimeError as error:  # also where the store is reached, but not the other processes
             raise LostProcessError(
                 f"the {size} processes of the group did not find each other within {timeout_seconds:g} s at "
@@ -77,6 +77,18 @@ def init(timeout_seconds: float = 1800.0, device: str | torch.device | None = No
                 "start all of them, on machines that reach this address"
             ) from None
     return chosen
+
+
+def _join(backend: str, timeout: timedelta) -> None:
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if restart == "0" or os.environ.get("LOCAL_WORLD_SIZE") != os.environ["WORLD_SIZE"]:
+        dist.init_process_group(backend, timeout=timeout)
+        return
+    # torchrun keeps its store over restarts, and with it the addresses of processes that are dead: what is agreed upon
+    # anew needs names of its own. On several machines each counts its restarts by itself, so the count is no name.
+    store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
+    store = dist.PrefixStore(f"restart{restart}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
 
 
 def shutdown() -> None:

@@ -234,7 +234,7 @@ def _launch(command: list[str], log: Path, deaths: list[int]) -> None:
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=2,
-        max_restarts=len(deaths) + 1,  # processes may fail to connect after a restart, which is one more
+        max_restarts=len(deaths),
         rdzv_backend="c10d",
         rdzv_endpoint="127.0.0.1:0",
         start_method="forkserver",

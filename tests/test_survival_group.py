@@ -117,5 +117,4 @@ def test_torchrun_starts_all_anew(videos: Path, whole: Path, tmp_path: Path, pro
     folder, log = tmp_path / "run", tmp_path / "run.log"
     words = command(videos, folder)
     assert (run_elastic(words, log, [4, 10]) if program == "agent" else run_torchrun(words, log, folder)) == 0
-    assert "process 1 is gone" in log.read_text()
     assert_same_result(folder, whole)
