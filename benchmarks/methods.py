@@ -73,7 +73,7 @@ def sizes() -> dict[str, Any]:
     for label, (method, options) in MODELS.items():
         size = model_size(CLIP, [FRAMES], names, method, **options)
         trained = size["parameters"]["total"]["trained"]
-        head = sum(size["parameters"].get(part, {}).get("trained", 0) for part in ("classifier", "head"))
+        head = size["parameters"].get("vc", {}).get("trained", 0)
         found[label] = {"trained": trained, "classifier": head, **size["multiply_adds"][0]}
     return found
 
