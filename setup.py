@@ -1,7 +1,8 @@
 """Package layout and the compiled extensions.
 
-The folder kernels/ is installed as m2clip.kernels, never as a top-level package; csrc/ is compiled into m2clip._native,
-and csrc/cuda/ into m2clip._cuda where there is an nvcc.
+Links put the packages where Python, type checkers and setuptools look for them: m2clip/kernels is the folder kernels/,
+and src/ holds m2clip alone, so that an editable installation puts no other folder of the checkout on the path.
+csrc/cpu/ is compiled into m2clip.kernels._native, and csrc/cuda/ into m2clip.kernels._cuda where there is an nvcc.
 """
 
 import os
@@ -16,10 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "csrc"))
 import cuda_build  # noqa: E402
 import native_build  # noqa: E402
 
-code = find_packages(include=["m2clip", "m2clip.*"])
 # setuptools takes every folder it installs for a package, those of data as well.
 data = ["m2clip.assets", "m2clip.configs", "m2clip.data.labels"]
-kernels = ["m2clip.kernels", *(f"m2clip.kernels.{name}" for name in find_packages("kernels"))]
 
 
 class NinjaBuild(build_ext):
@@ -27,7 +26,7 @@ class NinjaBuild(build_ext):
 
     def run(self) -> None:
         for name, place in (("NATIVE", native_build.place), ("CUDA", cuda_build.place)):
-            module = Path(self.get_ext_fullpath(f"m2clip._{name.lower()}"))
+            module = Path(self.get_ext_fullpath(f"m2clip.kernels._{name.lower()}"))
             try:
                 place(module, os.environ.get(f"M2CLIP_{name}", ""))
             except native_build.CannotBuild as problem:
@@ -36,8 +35,8 @@ class NinjaBuild(build_ext):
 
 
 setup(
-    packages=[*code, *data, *kernels],
-    package_dir={"m2clip.kernels": "kernels"},
-    ext_modules=[Extension(f"m2clip._{name}", sources=[]) for name in ("native", "cuda")],
+    packages=[*find_packages("src"), *data],
+    package_dir={"": "src"},
+    ext_modules=[Extension(f"m2clip.kernels._{name}", sources=[]) for name in ("native", "cuda")],
     cmdclass={"build_ext": NinjaBuild},
 )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks import framework
 from benchmarks.authors import TEDAdapter as AuthorsAdapter
-from benchmarks.workloads import planned, plans
+from benchmarks.framework import BOTH, PASSES, REFERENCE, Builder, Variant
+from benchmarks.workloads import planned, ted, ted_weights
 from m2clip import kernels
 from m2clip.kernels import BranchWeights, TEDWeights
 
@@ -23,9 +25,7 @@ AUTHORS_COMPILED = "authors compiled"
 AUTHORS_AUTOTUNED = "authors autotuned"
 SHIFT_AND_ADD = "shift-add compiled"
 COMPILED = (AUTHORS_COMPILED, AUTHORS_AUTOTUNED, SHIFT_AND_ADD)
-PASSES = ("forward", "forward+backward")
-# Largest error over the largest value of a tensor; a wrong border, tap or bias shows with ten times as much and more.
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 6e-2}
+LARGE_COPY, LARGE_GEMM = 2**30, 8192  # bytes, and rows of three square matrices: a GPU's ceilings
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Case:
     grid: tuple[int, int]
     dim: int
     width: int
-    dtype: torch.dtype = torch.float32
+    dtype: str = "float32"
     shared: bool = False
 
     @property
@@ -61,158 +61,184 @@ class Case:
     def least_bytes(self, backward: bool) -> int:
         """Traffic that nothing can avoid: x in, y out; with backward also dy and x in, dx out; and the weights."""
         rows, weights = self.tokens * self.dim, 2 * self.dim * self.hidden
-        return ((5 if backward else 2) * rows + (3 if backward else 1) * weights) * self.dtype.itemsize
+        return ((5 if backward else 2) * rows + (3 if backward else 1) * weights) * getattr(torch, self.dtype).itemsize
 
 
-class Problem:
-    """Tokens x, a gradient dy of the output and weights of a case; no weight and no bias is zero.
+class Inputs(framework.Problem):
+    """Tokens x (B*T, L, D) and weights by branch and field, none of them zero.
 
-    Attributes:
-        x, dy: (B*T, L, D).
-        weights: "temporal.down_weight" and so on -> tensor; shared projections are held once, under "temporal".
+    Shared projections are held once, under "temporal".
     """
+
+    # A wrong border, tap or bias shows with ten times as much and more.
+    tolerance = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 6e-2}
+    overwrites = ("cpu", "cuda")
 
     def __init__(self, case: Case, device: torch.device) -> None:
-        self.case, self.device = case, device
-        generator = torch.Generator(device).manual_seed(0)
+        self.layout = "shared" if case.shared else "both"
+        work = ted(case.clips, case.frames, case.grid, case.dim, case.width, self.layout)
+        super().__init__(case, device, work)
 
-        def normal(*shape: int, scale: float) -> Tensor:
-            return (torch.randn(*shape, generator=generator, device=device) * scale).to(case.dtype)
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        return {name: leaf for name, leaf in self.leaves.items() if name != "x"}
 
-        dim, width = case.dim, case.width
-        self.x = normal(case.clips * case.frames, case.length, dim, scale=1.0)
-        self.dy = normal(*self.x.shape, scale=1.0)
-        self.weights: dict[str, Tensor] = {}
-        for branch, taps in (("temporal", (3,)), ("difference", (3, 3))):
-            if branch == "temporal" or not case.shared:
-                self.weights[f"{branch}.down_weight"] = normal(width, dim, scale=dim**-0.5)
-                self.weights[f"{branch}.down_bias"] = normal(width, scale=0.3)
-                self.weights[f"{branch}.up_weight"] = normal(dim, width, scale=width**-0.5)
-                self.weights[f"{branch}.up_bias"] = normal(dim, scale=0.3)
-            self.weights[f"{branch}.conv_weight"] = normal(width, 1, *taps, scale=0.4)
-            self.weights[f"{branch}.conv_bias"] = normal(width, scale=0.3)
+    @staticmethod
+    def title(case: Mapping[str, Any]) -> str:
+        shape = case["shape"]
+        height, width = shape["grid"]
+        tokens = f"B={shape['clips']} T={shape['frames']} {height}x{width}+1 D={shape['dim']} R={shape['width']}"
+        shared = " shared projections" if shape["projections"] == "shared" else ""
+        return f"{tokens} {shape['dtype']}{shared}"
 
-    def copies(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Trainable copies of the weights."""
-        return {name: tensor.to(dtype, copy=True).requires_grad_() for name, tensor in self.weights.items()}
+    def describe(self) -> dict[str, Any]:
+        names = ("clips", "frames", "dim", "width", "dtype", "tokens")
+        shape = {name: getattr(self.case, name) for name in names}
+        projections = "shared" if self.case.shared else "separate"
+        shape |= {"grid": list(self.case.grid), "class_token": True, "projections": projections}
+        return {"name": self.case.name, "shape": shape}
 
-    def truth(self) -> list[Tensor]:
-        """Output, gradient of x and gradients of the weights in the reference's double precision."""
-        exact = m2clip_variant(self, "reference", torch.float64)
-        return exact.results()
-
-
-@dataclass
-class Variant:
-    """One formulation, ready to run.
-
-    Attributes:
-        call: x -> y.
-        x, dy: in the formulation's own layout.
-        parameters: trainable weights, in the order of Problem.weights.
-        surroundings: context that every call runs in.
-        length_first: whether tokens travel as (L, B*T, D).
-    """
-
-    call: Callable[[Tensor], Tensor]
-    x: Tensor
-    dy: Tensor
-    parameters: list[Tensor]
-    surroundings: Callable[[], Any] = field(default=nullcontext)
-    length_first: bool = False
-
-    def forward(self) -> Tensor:
-        with torch.no_grad(), self.surroundings():
-            return self.call(self.x)
-
-    def backward(self) -> tuple[Tensor, ...]:
-        """Output and all gradients."""
-        with self.surroundings():
-            y = self.call(self.x)
-            return y, *torch.autograd.grad(y, [self.x, *self.parameters], self.dy)
-
-    def runs(self) -> dict[str, Callable[[], Any]]:
-        return dict(zip(PASSES, (self.forward, self.backward), strict=True))
-
-    def results(self) -> list[Tensor]:
-        """Output and gradients with tokens as (B*T, L, D)."""
-        swap: Callable[[Tensor], Tensor] = lambda t: t.transpose(0, 1) if self.length_first else t  # noqa: E731
-        y, dx, *rest = self.backward()
-        return [swap(y), swap(dx), *rest]
+    def distance(self, found: Tensor, true: Tensor) -> Tensor:
+        """The largest error, as a share of the largest value."""
+        return (found - true).abs().max() / true.abs().max()
 
 
-def worst_error(variant: Variant, problem: Problem, truth: list[Tensor]) -> tuple[str, float]:
-    """Name and error of the variant's least accurate tensor: its largest error over the largest true value."""
-    y = variant.forward().clone()  # CUDA graphs write the next output over this one
-    results = [y.transpose(0, 1) if variant.length_first else y, *variant.results()]
-    names = ("y without gradients", "y", "dx", *(f"d {name}" for name in problem.weights))
-    errors = {}
-    for name, result, exact in zip(names, results, [truth[0], *truth], strict=True):
-        error = (result.double().reshape(exact.shape) - exact).abs().max() / exact.abs().max()
-        errors[name] = error.nan_to_num(float("inf")).item()
-    worst = max(errors, key=lambda name: errors[name])
-    return worst, errors[worst]
+class Problem(Inputs):
+    """The whole adapter."""
+
+    what = "TED-Adapter"
+    products = (2, 6)
+    baselines = {"authors": (AUTHORS, AUTHORS_NO_CUDNN), "torch.compile": COMPILED}
+    compiled = COMPILED
+    slow = (AUTHORS_AUTOTUNED,)
+    memory_on = ("cpu", "cuda")
+    constants = {"cache_bytes_overwritten": framework.CACHE_BYTES}
+
+    def describe(self) -> dict[str, Any]:
+        chosen = {f"m2clip {backend}": self.plans(backend)[:1] for backend in kernels.BACKENDS[1:]}
+        return {**super().describe(), "plans": {name: plan[0] for name, plan in chosen.items() if plan}}
+
+    def plans(self, backend: str) -> list[str]:
+        """The plans of a backend that runs here, its own choice first."""
+        return self.work.plans(self.leaves, backend) if kernels.backend_states()[backend].available else []
+
+    def on(self, backend: str, plan: str | None = None) -> Variant:
+        """This library's operation on one of its backends, by one of its plans where it has several."""
+        case, x, weights = self.case, self.leaves["x"], ted_weights(self.leaves, self.layout)
+        made = self.variant(lambda: kernels.ted_adapter(x, weights, case.frames, grid=case.grid, backend=backend))
+        if plan is not None:
+            made.surroundings = partial(planned, backend, plan)
+        return made
+
+    def on_backend(self, backend: str) -> dict[str, Builder]:
+        others = {f"m2clip {backend} {plan}": partial(self.on, backend, plan) for plan in self.plans(backend)[1:]}
+        return {**super().on_backend(backend), **others}
+
+    def plain(self) -> dict[str, Builder]:
+        found: dict[str, Builder] = {AUTHORS: self.authors}
+        if self.device.type == "cuda":
+            found[AUTHORS_NO_CUDNN] = partial(self.authors, cudnn=False)
+        found[AUTHORS_COMPILED] = partial(self.authors, mode="default")
+        found[AUTHORS_AUTOTUNED] = partial(self.authors, mode="max-autotune")
+        found[SHIFT_AND_ADD] = self.shift_and_add
+        found[REFERENCE] = partial(self.on, "reference")
+        return found
+
+    def authors(self, cudnn: bool = True, mode: str | None = None) -> Variant:
+        """The authors' module; compiled where a mode of torch.compile is given."""
+        case, x = self.case, self.leaves["x"].detach()
+        module = AuthorsAdapter(case.dim, case.width, case.frames)
+        if case.shared:  # both branches' projections are one, and the up-projection's bias enters once
+            module.offset_adapter.fc1 = module.fc1
+            module.offset_adapter.fc2 = nn.Linear(case.width, case.dim, bias=False)
+        trained = {"x": x.transpose(0, 1).contiguous().requires_grad_()}
+        for name, leaf in self.weights.items():
+            branch, rest = name.split(".")
+            part, kind = rest.split("_")
+            owner = getattr(module if branch == "temporal" else module.offset_adapter, _THEIR_NAMES[part])
+            trained[name] = nn.Parameter(leaf.detach().reshape(getattr(owner, kind).shape))
+            setattr(owner, kind, trained[name])
+        if case.shared:
+            module.offset_adapter.fc2.weight = module.fc2.weight
+        slope, surroundings = self.slope.transpose(0, 1).contiguous(), nullcontext if cudnn else _without_cudnn
+        call: Callable[[Tensor], Tensor] = module
+        if mode is not None:
+            call = torch.compile(module, dynamic=False, mode=mode)
+            if mode == "max-autotune" and self.device.type == "cuda":
+                surroundings = _graph_step
+        return LengthFirst(lambda: call(trained["x"]), trained, slope, surroundings)
+
+    def shift_and_add(self) -> Variant:
+        """What a compiler can fuse best: two stacked GEMMs, and between them sums of shifted slices."""
+        case, x, weights = self.case, self.leaves["x"], ted_weights(self.leaves, self.layout)
+        call = torch.compile(lambda x: _shift_and_add(x, weights, case), dynamic=False)
+        return self.variant(lambda: call(x))
+
+    def forward_flops(self) -> int:
+        return self.case.flops(backward=False)
+
+    def floor_runs(self) -> dict[str, Callable[[], object]]:
+        case, weights = self.case, self.weights
+        branches = ("temporal",) if case.shared else ("temporal", "difference")
+
+        def stacked(name: str, dim: int = 0) -> Tensor:
+            return torch.cat([weights[f"{branch}.{name}"].detach() for branch in branches], dim)
+
+        down, down_bias, up = stacked("down_weight"), stacked("down_bias"), stacked("up_weight", 1)
+        up_bias = weights["temporal.up_bias"].detach()
+        x, dy = self.leaves["x"].detach().flatten(0, 1), self.slope.flatten(0, 1)
+        u, dh = torch.randn(2, case.tokens, case.hidden, device=self.device).to(x.dtype)
+
+        def forward() -> Any:
+            return torch.addmm(down_bias, x, down.T), torch.addmm(up_bias, u, up.T)
+
+        def backward() -> Any:
+            return *forward(), dy @ up, dy.T @ u, dh @ down, dh.T @ x
+
+        return dict(zip(PASSES, (forward, backward), strict=True))
+
+    def limits(self, which: str) -> dict[str, Callable[[], object]]:
+        """The bare products, and what runs at the device's limits: a large copy, on a GPU a large product."""
+        size = LARGE_COPY if self.device.type == "cuda" else framework.CACHE_BYTES
+        source, target = torch.ones(2, size, dtype=torch.uint8, device=self.device)
+        runs = {**super().limits(which), "copy": lambda: target.copy_(source)}
+        if self.device.type == "cuda":
+            dtype = self.slope.dtype
+            a, b, out = (torch.randn(LARGE_GEMM, LARGE_GEMM, device=self.device).to(dtype) for _ in range(3))
+            runs["gemm"] = lambda: torch.mm(a, b, out=out)
+        return runs
+
+    def complete(self, numbers: dict[str, Any], which: str, seconds: Mapping[str, list[float]]) -> None:
+        super().complete(numbers, which, seconds)
+        copied = 2 * (LARGE_COPY if self.device.type == "cuda" else framework.CACHE_BYTES)  # read and written
+        bandwidth = copied / numbers["copy"]["seconds"]["median"]
+        numbers["copy"] |= {"bytes": copied, "bandwidth_gb_s": bandwidth / 1e9}
+        least = numbers["least_bytes"] = self.case.least_bytes(which == BOTH)
+        if "gemm" in numbers:
+            multiplied = 2 * LARGE_GEMM**3
+            rate = multiplied / numbers["gemm"]["seconds"]["median"]
+            numbers["gemm"] |= {"flops": multiplied, "throughput_tflop_s": rate / 1e12}
+            numbers["least_seconds"] = max(numbers["flops"] / rate, least / bandwidth)
+        for own in numbers["variants"].values():
+            own["copy_fraction"] = least / bandwidth / own["seconds"]["median"]
+            if "least_seconds" in numbers:
+                own["least_fraction"] = numbers["least_seconds"] / own["seconds"]["median"]
+
+    def memory_unknown(self, name: str) -> str:
+        if self.device.type == "cuda" and name == AUTHORS_AUTOTUNED:
+            return "CUDA graphs keep a pool of their own"
+        return super().memory_unknown(name)
 
 
-def ted_weights(weights: dict[str, Tensor], shared: bool) -> TEDWeights:
-    """Weights named as in Problem.weights, in the form the kernels take."""
-    branches = []
-    for branch in ("temporal", "difference"):
-        names = (f"{branch}.{name}" for name in BranchWeights._fields)
-        own = (name if name in weights else name.replace("difference", "temporal") for name in names)
-        branches.append(BranchWeights(*(weights[name] for name in own)))
-    return TEDWeights(*branches, shared)
+class LengthFirst(Variant):
+    """Tokens travel as (L, B*T, D)."""
 
-
-def m2clip_variant(
-    problem: Problem, backend: str, dtype: torch.dtype | None = None, plan: str | None = None
-) -> Variant:
-    """This library's operation on one of its backends, by one of its plans where it has several."""
-    case, dtype = problem.case, dtype or problem.case.dtype
-    copies = problem.copies(dtype)
-    weights = ted_weights(copies, case.shared)
-
-    def call(x: Tensor) -> Tensor:
-        return kernels.ted_adapter(x, weights, case.frames, grid=case.grid, backend=backend)
-
-    x = problem.x.to(dtype, copy=True).requires_grad_()
-    surroundings = nullcontext if plan is None else partial(planned, backend, plan)
-    return Variant(call, x, problem.dy.to(dtype), list(copies.values()), surroundings)
-
-
-def plans_of(problem: Problem, backend: str) -> list[str]:
-    """The plans of a backend for a case, its own choice first."""
-    case, weights = problem.case, ted_weights(problem.weights, problem.case.shared)
-    return plans(backend, problem.x, weights, case.frames, case.grid)
+    def results(self) -> dict[str, Tensor]:
+        tokens = ("y without gradients", "y", "d x")
+        return {name: found.transpose(0, 1) if name in tokens else found for name, found in super().results().items()}
 
 
 _THEIR_NAMES = {"down": "fc1", "conv": "conv", "up": "fc2"}
-
-
-def authors_variant(problem: Problem, cudnn: bool = True, mode: str | None = None) -> Variant:
-    """The authors' module; compiled where a mode of torch.compile is given."""
-    case = problem.case
-    module = AuthorsAdapter(case.dim, case.width, case.frames)
-    if case.shared:  # both branches' projections are one, and the up-projection's bias enters once
-        module.offset_adapter.fc1 = module.fc1
-        module.offset_adapter.fc2 = nn.Linear(case.width, case.dim, bias=False)
-    parameters = []
-    for name, tensor in problem.copies(case.dtype).items():
-        branch, rest = name.split(".")
-        part, kind = rest.split("_")
-        owner = getattr(module if branch == "temporal" else module.offset_adapter, _THEIR_NAMES[part])
-        parameters.append(nn.Parameter(tensor.detach().reshape(getattr(owner, kind).shape)))
-        setattr(owner, kind, parameters[-1])
-    if case.shared:
-        module.offset_adapter.fc2.weight = module.fc2.weight
-    x = problem.x.transpose(0, 1).contiguous().requires_grad_()
-    dy = problem.dy.transpose(0, 1).contiguous()
-    if mode is None:
-        call, surroundings = module, nullcontext if cudnn else _without_cudnn
-    else:
-        call = torch.compile(module, dynamic=False, mode=mode)
-        surroundings = _graph_step if mode == "max-autotune" and problem.device.type == "cuda" else nullcontext
-    return Variant(call, x, dy, parameters, surroundings, length_first=True)
 
 
 @contextmanager
@@ -226,13 +252,6 @@ def _graph_step() -> Iterator[None]:
     """Tells CUDA graphs that the outputs of the call before may be overwritten."""
     torch.compiler.cudagraph_mark_step_begin()
     yield
-
-
-def shift_and_add_variant(problem: Problem) -> Variant:
-    """What a compiler can fuse best: two stacked GEMMs, and between them sums of shifted slices."""
-    case, copies = problem.case, problem.copies(problem.case.dtype)
-    call = torch.compile(lambda x: _shift_and_add(x, ted_weights(copies, case.shared), case), dynamic=False)
-    return Variant(call, problem.x.clone().requires_grad_(), problem.dy, list(copies.values()))
 
 
 def _shift_and_add(x: Tensor, weights: TEDWeights, case: Case) -> Tensor:
@@ -270,61 +289,3 @@ def shifted_mix(
             shifted = image[:, :, row : row + height, column : column + width]
             total = total + shifted * td.conv_weight[:, 0, row, column]
     return u_te, F.pad(total.flatten(2, 3), (0, 0, 1, 0))
-
-
-def floor_runs(problem: Problem) -> dict[str, Callable[[], Any]]:
-    """The bare GEMMs of a case at the same shapes, on plain tensors: two forward, four more backward."""
-    case, weights = problem.case, problem.weights
-    stack = {
-        name: [weights[f"{branch}.{name}"] for branch in (("temporal",) if case.shared else ("temporal", "difference"))]
-        for name in ("down_weight", "down_bias", "up_weight", "up_bias")
-    }
-    down, down_bias = torch.cat(stack["down_weight"]), torch.cat(stack["down_bias"])
-    up, up_bias = torch.cat(stack["up_weight"], dim=1), stack["up_bias"][0]
-    x, dy = problem.x.flatten(0, 1), problem.dy.flatten(0, 1)
-    u = torch.randn(case.tokens, case.hidden, device=problem.device).to(case.dtype)
-    dh = torch.randn(case.tokens, case.hidden, device=problem.device).to(case.dtype)
-
-    def forward() -> Any:
-        with torch.no_grad():
-            return torch.addmm(down_bias, x, down.T), torch.addmm(up_bias, u, up.T)
-
-    def backward() -> Any:
-        return *forward(), dy @ up, dy.T @ u, dh @ down, dh.T @ x
-
-    return dict(zip(PASSES, (forward, backward), strict=True))
-
-
-Builder = Callable[[Problem], Variant]
-
-
-def builders(
-    device: torch.device, compiled: bool, problem: Problem | None = None
-) -> tuple[dict[str, Builder], dict[str, str]]:
-    """Variants that may run on a device, in the order of the tables, and why each of the others does not.
-
-    With a problem, the plans that its backends do not choose themselves are among them.
-    """
-    found: dict[str, Builder] = {AUTHORS: authors_variant}
-    left_out: dict[str, str] = {}
-    if device.type == "cuda":
-        found[AUTHORS_NO_CUDNN] = lambda problem: authors_variant(problem, cudnn=False)
-    found[AUTHORS_COMPILED] = lambda problem: authors_variant(problem, mode="default")
-    found[AUTHORS_AUTOTUNED] = lambda problem: authors_variant(problem, mode="max-autotune")
-    found[SHIFT_AND_ADD] = shift_and_add_variant
-    if not compiled:
-        left_out = dict.fromkeys(COMPILED, "left out by --no-compile")
-        found = {name: builder for name, builder in found.items() if name not in left_out}
-    for backend, reason in backend_reasons().items():
-        if reason:
-            left_out[f"m2clip {backend}"] = reason
-        else:
-            found[f"m2clip {backend}"] = lambda problem, backend=backend: m2clip_variant(problem, backend)
-            for plan in plans_of(problem, backend)[1:] if problem is not None and backend != "reference" else ():
-                found[f"m2clip {backend} {plan}"] = partial(m2clip_variant, backend=backend, plan=plan)
-    return found, left_out
-
-
-def backend_reasons() -> dict[str, str]:
-    """Why each of the library's backends cannot run; an empty text where it can."""
-    return {name: "" if state.available else state.reason for name, state in kernels.backend_states().items()}

@@ -82,33 +82,42 @@ class TextAdapter(nn.Module):
 class Block(nn.Module):
     """A CLIP block with the authors' places for adapters."""
 
-    def __init__(self, frozen: nn.Module, pre_mlp: nn.Module | None) -> None:
+    def __init__(self, frozen: nn.Module, pre_mlp: nn.Module | None, pre_attn: nn.Module | None = None) -> None:
         super().__init__()
         self.frozen = [frozen]  # in a list: not a sub-module, so that state dicts hold trained tensors only
-        if pre_mlp is not None:
-            self.adapter_pre_mlp = pre_mlp
+        self.adapter_pre_attn, self.adapter_pre_mlp = pre_attn, pre_mlp
 
     def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         block = self.frozen[0]
+        if self.adapter_pre_attn is not None:
+            x = self.adapter_pre_attn(x)
         query = block.ln_1(x)
         source = query if context is None else block.ln_1(context)
         swap: Callable[[Tensor], Tensor] = lambda t: t.transpose(0, 1)  # noqa: E731
         attended = block.attn(swap(query), swap(source), swap(source), need_weights=False, attn_mask=mask)[0]
         x = x + swap(attended)
-        if hasattr(self, "adapter_pre_mlp"):
+        if self.adapter_pre_mlp is not None:
             x = self.adapter_pre_mlp(x)
         return x + block.mlp(block.ln_2(x))
 
 
 class AuthorsM2CLIP(nn.Module):
-    """The whole model, 12x384; load it with :func:`m2clip.convert.to_authors_state`.
+    """The whole model; load it with :func:`m2clip.checkpoints.convert.to_authors_state`.
 
     Args:
         clip: open_clip CLIP. frames: T. num_classes: C. words: vocabulary size. width, text_width: bottlenecks.
+        everywhere: 24x384, adapters before attention and FFN of all layers of both towers, in place of 12x384.
     """
 
     def __init__(
-        self, clip: nn.Module, frames: int, num_classes: int, words: int, width: int = 384, text_width: int = 384
+        self,
+        clip: nn.Module,
+        frames: int,
+        num_classes: int,
+        words: int,
+        width: int = 384,
+        text_width: int = 384,
+        everywhere: bool = False,
     ) -> None:
         super().__init__()
         self.clip = [clip]
@@ -117,13 +126,19 @@ class AuthorsM2CLIP(nn.Module):
         dim, joint, text_dim = clip.visual.conv1.out_channels, clip.visual.proj.shape[1], clip.ln_final.weight.shape[0]
         self.visual = nn.Module()
         self.visual.transformer = nn.Module()
-        self.visual.transformer.resblocks = nn.ModuleList(Block(b, TEDAdapter(dim, width, frames)) for b in vision)
+        self.visual.transformer.resblocks = nn.ModuleList(
+            Block(b, TEDAdapter(dim, width, frames), TEDAdapter(dim, width, frames) if everywhere else None)
+            for b in vision
+        )
         self.visual.t_adapter = FrameAdapter(joint)
         self.visual.adapter_fc = nn.Linear(dim, num_classes)
         self.transformer = nn.Module()
-        plain = [Block(block, None) for block in text[:-1]]
-        adapted = [Block(text[-1], TextAdapter(text_dim, text_width)) for _ in range(2)]
-        self.transformer.resblocks = nn.ModuleList([*plain, *adapted])
+        layers = []
+        for i, block in enumerate([*text, text[-1]]):  # the last one is the masked-word layer
+            adapted = everywhere or i >= len(text) - 1
+            before_mlp = TextAdapter(text_dim, text_width) if adapted else None
+            layers.append(Block(block, before_mlp, TextAdapter(text_dim, text_width) if everywhere else None))
+        self.transformer.resblocks = nn.ModuleList(layers)
         self.mlm_adapter = nn.Module()
         self.mlm_adapter.transform = nn.Module()
         self.mlm_adapter.transform.dense = nn.Linear(text_dim, text_dim)
@@ -170,7 +185,7 @@ class AuthorsM2CLIP(nn.Module):
         v = F.normalize(frames.mean(dim=1), dim=-1)
         w_label = F.normalize(self.encode_text(label_tokens)[1], dim=-1)
         w_class = F.normalize(self.encode_text(class_tokens)[1], dim=-1)
-        target = F.softmax(10.0 * (labels[:, None] == labels[None]).float(), dim=1)
+        target = F.softmax(10.0 * (labels[:, None] == labels[None]).to(v.dtype), dim=1)
         logits = logit_scale * v @ w_label.T
         kl = [F.kl_div(F.log_softmax(part, dim=1), target, reduction="batchmean") for part in (logits, logits.T)]
         clip = self.clip[0]

@@ -12,7 +12,7 @@ Writes bottleneck_speed.json and bottleneck_speed.png.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-from torch import Tensor
 
-from benchmarks import operation_speed
-from benchmarks.adapter_variants import PASSES
-from m2clip import kernels
+from benchmarks import command, framework, workloads
+from benchmarks.framework import PASSES
 
 
 @dataclass(frozen=True)
@@ -56,23 +54,23 @@ GPU_CASES = (
 )
 
 
-class Problem(operation_speed.Problem):
-    op = "bottleneck_adapter"
+class Problem(framework.Problem):
+    what = "bottleneck_adapter"
     tolerance = {"float32": 1e-5, "bfloat16": 2e-2}
     products = (2, 6)
 
     def __init__(self, case: Case, device: torch.device) -> None:
-        tokens, dim, width = case.tokens, case.dim, case.width
-        super().__init__(case, ((tokens, dim), (width, dim), (width,), (dim, width), (dim,)), device)
+        super().__init__(case, device, workloads.bottleneck((case.tokens, case.dim), case.width, case.activation))
 
-    def call(self, backend: str, *inputs: Tensor) -> Tensor:
-        return kernels.bottleneck_adapter(*inputs, activation=self.case.activation, backend=backend)
+    @staticmethod
+    def title(case: Mapping[str, Any]) -> str:
+        return f"{case['tokens']} tokens, D={case['dim']} R={case['width']} {case['activation']} {case['dtype']}"
 
     def forward_flops(self) -> int:
         return 4 * self.case.tokens * self.case.dim * self.case.width
 
     def floor_runs(self) -> dict[str, Callable[[], object]]:
-        x, down, down_bias, up, up_bias = (tensor.detach() for tensor in self.inputs)
+        x, down, down_bias, up, up_bias = (leaf.detach() for leaf in self.leaves.values())
         hidden = torch.randn_like(x[:, :1]).expand(-1, len(down)).contiguous()
 
         def forward() -> None:
@@ -80,18 +78,13 @@ class Problem(operation_speed.Problem):
 
         def backward() -> None:
             forward()
-            self.dy @ up, self.dy.t() @ hidden, hidden @ down, hidden.t() @ x
+            self.slope @ up, self.slope.t() @ hidden, hidden @ down, hidden.t() @ x
 
         return dict(zip(PASSES, (forward, backward), strict=True))
 
 
-def title(case: Any) -> str:
-    """A case in one line."""
-    return f"{case['tokens']} tokens, D={case['dim']} R={case['width']} {case['activation']} {case['dtype']}"
-
-
 def main() -> None:
-    operation_speed.run("bottleneck_speed", __doc__, Problem, {"cpu": CPU_CASES, "cuda": GPU_CASES}, title)
+    command.run(__file__, __doc__, Problem, {"cpu": CPU_CASES, "cuda": GPU_CASES}, quick=("vision", "tiny"))
 
 
 if __name__ == "__main__":

@@ -31,14 +31,15 @@ from torch import Tensor
 
 from benchmarks import msta_speed
 from benchmarks.adapter_speed import GPU_CASES
-from benchmarks.adapter_table import digits
-from benchmarks.adapter_variants import PASSES, Case, Problem, authors_variant, ted_weights
+from benchmarks.adapter_variants import Case, Problem
+from benchmarks.framework import PASSES
+from benchmarks.tables import digits
 from benchmarks.traffic import Launch, count, for_clips
-from benchmarks.workloads import Workload, bottleneck, gelu, loss, msta
-from m2clip.commands.output import console, print_line, table
+from benchmarks.workloads import Workload, bottleneck, gelu, loss, msta, ted_weights
+from m2clip.commands.shared.output import console, table
 from m2clip.kernels import MSTAWeights
-from m2clip.kernels.implementations import implementation
 from m2clip.kernels.operands import Branches, Geometry
+from m2clip.kernels.ops.operator import implementation
 
 DTYPE = torch.float16  # as large as bf16, which the interpreter computes slowly
 EAGER, TRITON = "eager", "triton"
@@ -66,14 +67,14 @@ class Shape:
 
 
 def ted_shape(case: Case) -> Shape:
-    geometry = Geometry(case.frames, case.grid, True)
+    geometry, least = Geometry(case.frames, case.grid, True), replace(case, dtype="float16")
 
     def launches(variant: str, which: str, clips: int) -> list[Launch]:
-        problem = Problem(replace(case, clips=clips, dtype=DTYPE), CPU)
+        problem = Problem(replace(least, clips=clips), CPU)
         if variant == EAGER:
-            runs = authors_variant(problem).runs()
-            return count(runs[which])
-        x, branches = problem.x, Branches.of(ted_weights(problem.weights, case.shared), DTYPE)
+            return count(problem.authors().runs()[which])
+        leaves = {name: leaf.detach() for name, leaf in problem.leaves.items()}
+        x, branches = leaves["x"], Branches.of(ted_weights(leaves, problem.layout), DTYPE)
         backend, plan = variant.split()
         run = implementation("ted_adapter", backend)
         if which == PASSES[0]:
@@ -81,15 +82,15 @@ def ted_shape(case: Case) -> Shape:
 
         def both() -> None:
             h = run.forward(x, branches, geometry, True, True, plan)[1]
-            run.backward(problem.dy, x, h, branches, geometry, True, True, True)
+            run.backward(problem.slope, x, h, branches, geometry, True, True, True)
 
         return count(both)
 
-    least = replace(case, dtype=DTYPE)
     floor = {
         which: (least.least_bytes(back), least.flops(back)) for which, back in zip(PASSES, (False, True), strict=True)
     }
-    branches = Branches.of(ted_weights(Problem(replace(case, clips=0), CPU).weights, case.shared), DTYPE)
+    empty = Problem(replace(least, clips=0), CPU)
+    branches = Branches.of(ted_weights(empty.leaves, empty.layout), DTYPE)
     plans = implementation("ted_adapter", TRITON).plans(branches, geometry, DTYPE)
     variants = [EAGER, *(f"{TRITON} {plan}" for plan in plans)]
     return Shape("ted_adapter", case.name, case.clips, floor, variants, launches)
@@ -188,7 +189,7 @@ def shapes() -> dict[str, Shape]:
         flops = 4 * rows * units * dim * width
         return work_shape(name, lambda n: bottleneck((n * rows, dim), width), units, flops, run_bottleneck)
 
-    made = [ted_shape(case) for case in GPU_CASES if case.dtype == torch.bfloat16]
+    made = [ted_shape(case) for case in GPU_CASES if case.dtype == "bfloat16"]
     made += [
         rows("text", "bottleneck", 400, 13, 512, 384),
         rows("text-r64", "bottleneck", 400, 13, 512, 64),
@@ -243,7 +244,7 @@ def predict(shape: Shape, args: argparse.Namespace) -> dict[str, Any]:
 
 def show(result: dict[str, Any], every_launch: bool) -> None:
     for which, numbers in result["passes"].items():
-        print_line(f"\n{result['op']} {result['name']}, {which}: predicted")
+        print(f"\n{result['op']} {result['name']}, {which}: predicted")
         rows, eager = [], numbers["variants"].get(EAGER)
         for name, own in numbers["variants"].items():
             times = own["predicted_seconds"], numbers["floor"]["predicted_seconds"]

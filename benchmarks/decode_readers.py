@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from m2clip.data.annotations import VideoItem
-from m2clip.data.decode import open_video
+from benchmarks.measure import reason
+from m2clip.data.lists.rows import VideoItem
+from m2clip.data.packs.frames import ShardVideo
 from m2clip.data.sampling import uniform_indices
-from m2clip.data.shards import ShardVideo
+from m2clip.data.video.readers import open_video
 
 FRAMES = 8
 OURS, OURS_DECORD, OURS_TORCHCODEC = "m2clip", "m2clip, decord", "m2clip, torchcodec"
@@ -84,7 +85,7 @@ def usable(
         try:
             frames = [read(item) for item in items]
         except Exception as met:  # a library that is missing: told, not hidden
-            missing[name] = f"{type(met).__name__}: {str(met).strip().splitlines()[0]}"
+            missing[name] = reason(met)
             continue
         # Libraries round colours in their own ways; the next frame differs by far more.
         errors = [(a.float() - b.float()).abs().mean().item() for a, b in zip(frames, truth, strict=True)]

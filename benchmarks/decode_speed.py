@@ -3,18 +3,18 @@
     python benchmarks/decode_speed.py
     python benchmarks/decode_speed.py --videos 1 --seconds 1 --rounds 2 --decodes 20 --clips 4    a quick look
 
-A clip is 8 frames spread over a video of 10 s, 340x256 pixels, H.264, generated here at 25 and 30 frames a second. The
-videos are read as they are, with 250 and with 30 frames from one key frame to the next, as `m2clip pack --video` makes
-them, and from the shards of `m2clip pack`. All readers take turns in one process on one core, and the processor time of
-a turn is what counts, so that other work on the machine and threads of a library change nothing. A reader whose frames
-are not those of ours is not timed, and the exit code is then 1. Memory is that of a process of its own per reader: the
-peak, and the growth over so many decodes after a warm-up. Then whole data loaders, decoding and augmentation together,
-with 0, 1 and 2 workers. Writes decode_speed.json and decode_speed.png.
+A clip is 8 frames spread over a video of 10 s, 340x256 pixels, H.264, generated here at 25 and 30 frames per second.
+The videos are read as they are, with 250 and with 30 frames from one key frame to the next, as XviD in AVI with packed
+B-frames beside the same stream in mp4, as `m2clip pack --video` makes them, and from the shards of `m2clip pack`. All
+readers take turns in one process on one core, and the processor time of a turn is what counts, so that other work on
+the machine and threads of a library change nothing. A reader whose frames are not those of ours is not timed, and the
+exit code is then 1. Memory is that of a process of its own per reader: the peak, and the growth over so many decodes
+after a warm-up. Then whole data loaders, decoding and augmentation together, with 0, 1 and 2 workers. Writes
+decode_speed.json and decode_speed.png.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import os
@@ -29,14 +29,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from benchmarks import decode_plot
+from benchmarks import pictures
 from benchmarks.decode_readers import DECORD, FILE_READERS, OURS, OURS_DECORD, SEQUENTIAL, Reader, stored, usable
-from benchmarks.decode_videos import HEIGHT, WIDTH, write_video
-from benchmarks.measure import peak_resident_gb, ratio, resident_gb, summary, write_results
-from benchmarks.memory import in_own_process
-from m2clip.data.annotations import Annotations, VideoItem, load_annotations
+from benchmarks.decode_videos import HEIGHT, WIDTH, write_video, write_xvid
+from benchmarks.measure import interleave, parser, ratio, summary, write_results
+from benchmarks.memory import in_own_process, peak_resident_gb, resident_gb
+from m2clip.data.lists.annotations import Annotations, VideoItem, load_annotations
 
 FAR, NEAR, ENCODED, SHARDS = "key frames 250 apart", "key frames 30 apart", "m2clip pack --video", "m2clip pack"
+XVID, XVID_MP4 = "XviD in AVI, packed", "the same XviD stream in mp4"
 WARM_UP = 30  # decodes before memory is looked at
 MEMORY_OF = ((FAR, DECORD), (NEAR, OURS), (NEAR, OURS_DECORD), (NEAR, DECORD), (NEAR, SEQUENTIAL), (SHARDS, OURS))
 LONG_RUNS = ((NEAR, OURS), (NEAR, OURS_DECORD), (SHARDS, OURS))  # all decodes; the others a tenth
@@ -46,7 +47,8 @@ WORKERS = (0, 1, 2)
 
 def generate(folder: Path, videos: int, seconds: float) -> dict[str, Annotations]:
     """The same videos in every form; what is there from an earlier call is kept."""
-    from m2clip.pack import PackSettings, pack
+    from m2clip.data.packs.pack import pack
+    from m2clip.data.packs.settings import PackSettings
 
     lists = {}
     for name, distance in ((FAR, 250), (NEAR, 30)):
@@ -58,6 +60,14 @@ def generate(folder: Path, videos: int, seconds: float) -> dict[str, Annotations
                 write_video(path.with_suffix(".partial.mp4"), seed, distance, (30, 25)[seed % 2], seconds).rename(path)
         (own / "list.txt").write_text("".join(f"{seed}.mp4 {seed % 2}\n" for seed in range(videos)))
         lists[name] = load_annotations(own / "list.txt")
+    avi, mp4 = folder / "xvid_avi", folder / "xvid_mp4"
+    for own, suffix in ((avi, "avi"), (mp4, "mp4")):
+        own.mkdir(exist_ok=True)
+        (own / "list.txt").write_text("".join(f"{seed}.{suffix} {seed % 2}\n" for seed in range(videos)))
+    for seed in range(videos):
+        if not (avi / f"{seed}.avi").exists():
+            write_xvid(avi / f"{seed}.avi", mp4 / f"{seed}.mp4", seed, 250, (30, 25)[seed % 2], seconds)
+    lists[XVID], lists[XVID_MP4] = load_annotations(avi / "list.txt"), load_annotations(mp4 / "list.txt")
     for name, settings in ((ENCODED, PackSettings("videos")), (SHARDS, PackSettings())):
         target = folder / f"packed_{settings.kind}"
         pack(lists[FAR], target, settings, workers=1)
@@ -66,23 +76,15 @@ def generate(folder: Path, videos: int, seconds: float) -> dict[str, Annotations
 
 
 def readers_of(name: str) -> dict[str, Reader]:
+    if name in (XVID, XVID_MP4):
+        # Other libraries give other frames of an AVI.
+        return {reader: FILE_READERS[reader] for reader in (OURS, SEQUENTIAL)}
     return {OURS: stored} if name == SHARDS else FILE_READERS
 
 
 def bytes_of(annotations: Annotations) -> int:
     """Of all videos as they are stored."""
     return sum(item.sample.length if item.sample else item.path.stat().st_size for item in annotations.items)
-
-
-def take_turns(runs: Mapping[Any, Callable[[], object]], rounds: int) -> dict[Any, list[float]]:
-    """Processor seconds of every run in every round, threads included."""
-    seconds: dict[Any, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            start = time.process_time()
-            run()
-            seconds[name].append(time.process_time() - start)
-    return seconds
 
 
 def decode_all(read: Reader, items: Sequence[VideoItem], repeats: int = 1) -> Callable[[], None]:
@@ -108,7 +110,8 @@ def measure_readers(lists: Mapping[str, Annotations], rounds: int) -> tuple[dict
         for reader, read in ready.items():
             repeats[name, reader] = 10 if name == SHARDS else 1  # a turn is long enough for the clock
             runs[name, reader] = decode_all(read, stored_list.items, repeats[name, reader])
-    taken = take_turns(runs, rounds)
+    # Processor seconds, threads included.
+    taken = interleave(runs, rounds, torch.device("cpu"), clock=time.process_time)
     clip = {key: [value / repeats[key] / len(lists[key[0]]) for value in values] for key, values in taken.items()}
     for (name, reader), seconds in clip.items():
         numbers = {"seconds": summary(seconds), "clips_a_core_second": 1 / summary(seconds)["median"]}
@@ -123,6 +126,7 @@ def measure_readers(lists: Mapping[str, Annotations], rounds: int) -> tuple[dict
         "m2clip over plain decord, original": ((FAR, DECORD), (FAR, OURS)),
         "m2clip with decord over plain decord, original": ((FAR, DECORD), (FAR, OURS_DECORD)),
         "m2clip over the authors' loader, original": ((FAR, SEQUENTIAL), (FAR, OURS)),
+        "mp4 over the same XviD stream in AVI, both by m2clip": ((XVID, OURS), (XVID_MP4, OURS)),
     }
     ratios = {name: ratio(clip[a], clip[b]) for name, (a, b) in pairs.items() if a in clip and b in clip}
     return forms, ratios, complaints
@@ -210,16 +214,14 @@ def show(content: Mapping[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--videos", type=int, default=4)
-    parser.add_argument("--seconds", type=float, default=10.0, help="length of a video")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--decodes", type=int, default=2000, help="of the test of memory")
-    parser.add_argument("--clips", type=int, default=48, help="of a data loader; five times as many from shards")
-    parser.add_argument("--folder", type=Path, help="keep the videos here (default: a temporary folder)")
-    parser.add_argument("--out", type=Path, help="folder of JSON and PNG (default: benchmarks/results/cpu)")
-    parser.add_argument("--memory-of", nargs=2, metavar=("FORM", "READER"), help="print only its memory as JSON")
-    args = parser.parse_args()
+    options = parser(__doc__, "--rounds", rounds=9)
+    options.add_argument("--videos", type=int, default=4)
+    options.add_argument("--seconds", type=float, default=10.0, help="length of a video")
+    options.add_argument("--decodes", type=int, default=2000, help="of the test of memory")
+    options.add_argument("--clips", type=int, default=48, help="of a data loader; five times as many from shards")
+    options.add_argument("--folder", type=Path, help="keep the videos here (default: a temporary folder)")
+    options.add_argument("--memory-of", nargs=2, metavar=("FORM", "READER"), help="print only its memory as JSON")
+    args = options.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)
@@ -240,8 +242,7 @@ def main() -> None:
     content = {"config": config, "forms": forms, "ratios": ratios, "memory": memory, "loaders": loaders}
     show(content)
     path = write_results("decode_speed", torch.device("cpu"), content, args.out)
-    print(path)
-    print(decode_plot.draw(json.loads(path.read_text()), path.with_suffix(".png")))
+    print(f"{path}\n{pictures.draw(json.loads(path.read_text()), path.with_suffix('.png'))}")
     if complaints:
         sys.exit("\n".join(complaints))
 

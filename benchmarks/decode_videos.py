@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -54,3 +56,73 @@ def write_video(path: Path, seed: int, keyframes: int, fps: int, seconds: float 
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
     return path
+
+
+def write_xvid(avi: Path, mp4: Path, seed: int, keyframes: int, fps: int, seconds: float = SECONDS) -> None:
+    """MPEG-4 part 2 with two B-frames in a row, packed into an AVI as XviD does, and the same stream in an mp4."""
+    import av
+
+    context = av.CodecContext.create("mpeg4", "w")
+    context.width, context.height, context.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+    context.time_base, context.framerate = Fraction(1, fps), Fraction(fps)
+    context.gop_size, context.max_b_frames, context.bit_rate = keyframes, 2, 800_000
+    packets = []
+    for number, picture in enumerate(pictures(seed, round(seconds * fps))):
+        frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+        frame.pts, frame.time_base = number, context.time_base
+        packets += context.encode(frame)
+    packets += context.encode(None)
+    with av.open(str(mp4), "w") as container:
+        stream = container.add_stream("mpeg4", rate=fps)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        for packet in packets:
+            packet.stream = stream
+            container.mux(packet)
+    with av.open(str(mp4)) as source, av.open(str(avi), "w") as container:
+        stream = container.add_stream_from_template(source.streams.video[0])
+        for number, (data, key) in enumerate(packed([(bytes(packet), packet.is_keyframe) for packet in packets])):
+            packet = av.Packet(data)
+            packet.stream, packet.time_base, packet.is_keyframe = stream, Fraction(1, fps), key
+            packet.pts = packet.dts = number
+            container.mux(packet)
+
+
+_PICTURE = b"\0\0\1\xb6"
+
+
+def packed(packets: Sequence[tuple[bytes, bool]]) -> list[tuple[bytes, bool]]:
+    """A stream of MPEG-4 part 2 as DivX and XviD pack it for AVI, which has no times of presentation.
+
+    The first picture that is predicted from both sides shares the packet of the one before, the others follow a packet
+    later, and a picture that says that nothing has changed takes the place of the last.
+
+    Args:
+        packets: one picture each, and whether it is a key frame; times in the pictures have five bits.
+    """
+    found: list[tuple[bytes, bool]] = []
+    left = list(packets)
+    while left:
+        first, key = left.pop(0)
+        start = first.index(_PICTURE)
+        between = [data for data, _ in itertools.takewhile(lambda packet: _from_both_sides(packet[0]), left)]
+        del left[: len(between)]
+        if key:
+            first = first[:start] + b"\0\0\1\xb2DivX503b1393p" + first[start:]
+        found.append((first + b"".join(between[:1]), key))
+        found += [(data, False) for data in between[1:]]
+        if between:
+            found.append((_unchanged(first[first.index(_PICTURE) :]), False))
+    return found
+
+
+def _from_both_sides(data: bytes) -> bool:
+    return data[data.index(_PICTURE) + 4] >> 6 == 2
+
+
+def _unchanged(picture: bytes) -> bytes:
+    """A picture of the same time in which nothing has changed."""
+    bits = f"{int.from_bytes(picture[4:12], 'big'):064b}"
+    time = bits.index("0", 2) + 2
+    made = "01" + "0" + "1" + bits[time : time + 5] + "1" + "0"
+    made += "0" + "1" * (-(len(made) + 1) % 8)
+    return _PICTURE + int(made, 2).to_bytes(len(made) // 8, "big")

@@ -4,15 +4,14 @@
     TRITON_INTERPRET=1 python benchmarks/errors.py --backends triton --small --dtypes float32 float16
 
 Inputs are rounded to the dtype first, so that only the computation counts. An error is a tensor's largest difference as
-a share of its largest true value; the table holds the worst over shapes and tensors. A backend may be off twice as much
-as PyTorch in an output and three times in a gradient (tests/kernels/proof.py). msta_adapter's gradients are far off in
-half precision whoever computes them, where a hidden value is rounded across the kink of a ReLU. Writes errors.json, and
-with Triton's interpreter errors_interpreted.json.
+a share of its largest true value; the table holds the worst over shapes and tensors. m2clip/kernels/exactness.py says
+how far off a backend may be. msta_adapter's gradients are far off in half precision whoever computes them, where a
+hidden value is rounded across the kink of a ReLU. Writes errors.json, and with Triton's interpreter
+errors_interpreted.json.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Iterator
@@ -23,10 +22,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from benchmarks.measure import Budget, write_results
+from benchmarks.measure import Budget, parser, write_results
 from benchmarks.workloads import DEVICE, Workload, bottleneck, gelu, in_double, loss, msta, ted
 from m2clip import kernels
-from m2clip.commands.output import console, print_line, table
+from m2clip.commands.shared.output import console, table
 from m2clip.kernels import TimeLayout
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -124,13 +123,11 @@ def measure(backends: list[str], dtypes: list[str], small: bool, budget: Budget)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backends", nargs="+", default=list(kernels.BACKENDS[1:]), choices=kernels.BACKENDS[1:])
-    parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=DTYPES)
-    parser.add_argument("--small", action="store_true", help="small shapes, for Triton's interpreter")
-    parser.add_argument("--out", type=Path, help="folder of the JSON (default: benchmarks/results/<device>)")
-    Budget.add_argument(parser)
-    args = parser.parse_args()
+    options = parser(__doc__, "--budget", writes="the JSON")
+    options.add_argument("--backends", nargs="+", default=list(kernels.BACKENDS[1:]), choices=kernels.BACKENDS[1:])
+    options.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=DTYPES)
+    options.add_argument("--small", action="store_true", help="small shapes, for Triton's interpreter")
+    args = options.parse_args()
     budget = Budget(args.budget)
     torch.backends.cudnn.allow_tf32 = False
     rows = measure(args.backends, args.dtypes, args.small, budget)
@@ -140,7 +137,7 @@ def main() -> None:
             if row["op"] == op:
                 pairs = [(row[kind]["error"], row[kind]["eager_error"]) for kind in ("output", "gradients")]
                 cells.append((row["backend"], row["dtype"], *(f"{value:.1e}" for pair in pairs for value in pair)))
-        print_line(f"\n{op}: worst error against fp64, and PyTorch's in the same dtype")
+        print(f"\n{op}: worst error against fp64, and PyTorch's in the same dtype")
         header = ("backend", "dtype", "output", "PyTorch's", "gradients", "PyTorch's")
         console().print(table(header, cells, numbers=4))
     name = "errors_interpreted" if INTERPRETED else "errors"

@@ -3,8 +3,8 @@
     python benchmarks/goals.py                                # benchmarks/results/cpu and the folders of GPUs
     python benchmarks/goals.py build/gpu/results --markdown
 
-Reads the JSON files of a results folder. Of several backends or plans the fastest one counts, the reference never. A
-goal without a result is "not measured yet".
+Reads the JSON files of a results folder. Of several backends and plans the one counts that backend="auto" takes, the
+reference as well, and not a faster one that nobody gets. A goal without a result is "not measured yet".
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.measure import RESULTS
-from m2clip.commands.output import console, print_line, table
+from benchmarks.train_variants import COMPILED as STEP_COMPILED
+from benchmarks.train_variants import COMPILED_GRAPH, GRAPH, OURS
+from m2clip.commands.shared.output import console, table
 
 FORWARD, BOTH = "forward", "forward+backward"
 MAIN, NARROW = "b16-r384", "b16-r64"
@@ -47,22 +49,19 @@ class Found:
         cases = self.files[benchmark].get("cases", ())
         return next((case for case in cases if case["name"] == name), {})
 
-    def fastest(self, benchmark: str, name: str, which: str) -> tuple[str, Mapping[str, Any]]:
-        """Our fastest variant of a case and pass, with its numbers; ("", {}) where there is none."""
-        return _fastest(self.case(benchmark, name).get("passes", {}).get(which, {}))
+    def own(self, benchmark: str, name: str, which: str) -> tuple[str, Mapping[str, Any]]:
+        """Our variant of a case and pass, with its numbers; ("", {}) where there is none."""
+        case = self.case(benchmark, name)
+        return _own(case, case.get("passes", {}).get(which, {}))
 
 
 def _content(path: Path) -> Mapping[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def _fastest(numbers: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
-    ours = {
-        name: own
-        for name, own in numbers.get("variants", {}).items()
-        if name.startswith("m2clip") and name != "m2clip reference"
-    }
-    return min(ours.items(), key=lambda item: item[1]["seconds"]["median"], default=("", {}))
+def _own(case: Mapping[str, Any], numbers: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    name, variants = case.get("auto", ""), numbers.get("variants", {})
+    return (name, variants[name]) if name in variants else ("", {})
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ class Goal:
 
 def speedup(benchmark: str, case: str, which: str, over: str) -> Callable[[Found], float | None]:
     def value(found: Found) -> float | None:
-        ratio = found.fastest(benchmark, case, which)[1].get("speedup_over", {}).get(over)
+        ratio = found.own(benchmark, case, which)[1].get("speedup_over", {}).get(over)
         return ratio and ratio["median"]
 
     return value
@@ -101,31 +100,34 @@ def share(benchmark: str, case: str, which: str, kind: str) -> Callable[[Found],
     """Of the floor, of the copy's bandwidth, or of both ceilings: floor_, copy_ or least_fraction."""
 
     def value(found: Found) -> float | None:
-        fraction = found.fastest(benchmark, case, which)[1].get(kind)
+        fraction = found.own(benchmark, case, which)[1].get(kind)
         return fraction["median"] if isinstance(fraction, dict) else fraction
 
     return value
 
 
 def memory(benchmark: str, case: str, other: str) -> Callable[[Found], float | None]:
-    """Of the variant that is fastest, as a share of another one's."""
+    """Of our variant, as a share of another one's."""
 
     def value(found: Found) -> float | None:
         peaks = found.case(benchmark, case).get("peak_memory_bytes", {})
-        ours = peaks.get(found.fastest(benchmark, case, BOTH)[0])
+        ours = peaks.get(found.own(benchmark, case, BOTH)[0])
         return ours / peaks[other] if ours and other in peaks else None
 
     return value
 
 
 def training(*path: str) -> Callable[[Found], float | None]:
-    """A number of our fastest training step, by the keys that lead to it; "*" stands for its name."""
+    """A number of our fastest step on the backends of "auto", by the keys that lead to it; "*" stands for its name."""
 
     def value(found: Found) -> float | None:
         content: Any = found.files["train_speed"]
         times = content.get("seconds", {})
-        ours = [name for name in times if name.startswith("m2clip") and name != "m2clip reference"]
-        fastest = min(ours, key=lambda name: times[name]["median"], default="")
+        fastest = min(
+            times.keys() & {OURS, GRAPH, STEP_COMPILED, COMPILED_GRAPH},
+            key=lambda name: times[name]["median"],
+            default="",
+        )
         for key in path:
             content = content.get(fastest if key == "*" else key) if isinstance(content, dict) else None
         return content
@@ -133,8 +135,8 @@ def training(*path: str) -> Callable[[Found], float | None]:
     return value
 
 
-def of_fastest_loss(key: str) -> Callable[[Found], float | None]:
-    return lambda found: found.fastest("loss_speed", "k400", FORWARD)[1].get(key)
+def of_loss(key: str) -> Callable[[Found], float | None]:
+    return lambda found: found.own("loss_speed", "k400", FORWARD)[1].get(key)
 
 
 ADAPTER, TRAINING = "ted_adapter B/16, T=8, R=384", "training step, B/16, 8 frames, K400"
@@ -158,8 +160,8 @@ GPU_GOALS = (
     Goal(f"{MSTA}, with backward, of the floor", 0.65, share("msta_speed", "clip", BOTH, "floor_fraction"), "%"),
     Goal(f"{MSTA}, memory of nn.Conv3d's", 0.70, memory("msta_speed", "clip", EAGER), "%", at_most=True),
     Goal("cosine_cross_entropy 64x400, with backward", 4.0, speedup("loss_speed", "k400", BOTH, EAGER)),
-    Goal("cosine_cross_entropy, forward", 1, of_fastest_loss("launches"), "launches", at_most=True),
-    Goal("cosine_cross_entropy, forward", 0, of_fastest_loss("waits"), "waits for the GPU", at_most=True),
+    Goal("cosine_cross_entropy, forward", 1, of_loss("launches"), "launches", at_most=True),
+    Goal("cosine_cross_entropy, forward", 0, of_loss("waits"), "waits for the GPU", at_most=True),
     Goal(f"{TRAINING}, over the authors' code", 2.5, training("speedup", "*", "median")),
     Goal(
         f"{TRAINING}, memory of the authors'",
@@ -190,11 +192,11 @@ CPU_GOALS = (
 
 
 def lost(found: Found) -> Iterator[str]:
-    """Every case and pass in which another variant is faster than our fastest one, a line each."""
+    """Every case and pass in which another variant is faster than ours, a line each."""
     for benchmark in FILES:
         for case in found.files[benchmark].get("cases", ()):
             for which, numbers in case["passes"].items():
-                name, own = _fastest(numbers)
+                name, own = _own(case, numbers)
                 times = {other: its["seconds"]["median"] for other, its in numbers["variants"].items()}
                 best = min(times, key=lambda other: times[other], default="")
                 slower = own["seconds"]["median"] / times[best] if name else 1.0
@@ -227,12 +229,12 @@ def main() -> None:
             print(f"\n{title}:\n\n| | goal | measured | |\n|---|---:|---:|---|")
             print("\n".join(f"| {' | '.join(row)} |" for row in rows))
         else:
-            print_line(f"\n{title}")
+            print(f"\n{title}")
             console().print(table(HEADER, rows))
         behind = list(lost(found))
         if behind:
-            print_line("\nNot the fastest:" + ("\n" if args.markdown else ""))
-            print_line("\n".join(f"{'- ' if args.markdown else '  '}{line}" for line in behind))
+            print("\nNot the fastest:" + ("\n" if args.markdown else ""))
+            print("\n".join(f"{'- ' if args.markdown else '  '}{line}" for line in behind))
 
 
 if __name__ == "__main__":

@@ -20,11 +20,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from torch import Tensor
 
-from benchmarks import model_speed
-from benchmarks.measure import Budget, calls_for, interleave, ratio, summary, write_results
-from benchmarks.model_speed import chosen, set_dtype, shade, told
+from benchmarks import model_speed, pictures
+from benchmarks.measure import Budget, calls_for, interleave, ratio, reason, summary, write_results
+from benchmarks.model_speed import chosen, set_dtype
+from benchmarks.tables import show_missing
 from benchmarks.train_variants import AUTHORS, TOLERANCE, VARIANTS, Problem
-from m2clip.plot_parts import INK, figure, save
+from m2clip.commands.shared.output import console, table
 
 BATCHES = {"cuda": (1, 8, 32), "cpu": (1, 4)}
 TURN_SECONDS = 0.05
@@ -59,7 +60,7 @@ def prepare(
         except Exception as error:
             if problem.device.type == "cpu":
                 raise
-            not_run[name] = told(error)
+            not_run[name] = reason(error)
             continue
         expected = found if expected is None else expected
         difference = ((found - expected).norm() / expected.norm()).item()
@@ -93,6 +94,12 @@ def main() -> None:
     device, budget = torch.device(args.device), Budget(args.budget)
     names, not_run = chosen(args)
     cases = []
+    settings = {name: getattr(args, name) for name in ("clip", "frames", "classes", "dtype")}
+
+    def save() -> Path:
+        content = {"setting": settings, "cases": cases, "not_run": not_run, "left_out": budget.left_out}
+        return write_results("inference_speed", device, content, args.out)
+
     for batch in args.batches:
         if not budget.allows(f"batch {batch}"):
             continue
@@ -100,72 +107,32 @@ def main() -> None:
         missing: dict[str, str] = {}
         ready = prepare(problem, names, budget, missing, TOLERANCE[args.dtype])
         cases.append({**time_batch(problem, ready, budget.rounds(args.rounds)), "not_run": missing})
-    settings = {name: getattr(args, name) for name in ("clip", "frames", "classes", "dtype")}
-    content = {"setting": settings, "cases": cases, "not_run": not_run, "left_out": budget.left_out}
-    path = write_results("inference_speed", device, content, args.out)
+        save()
+    path = save()
     results = json.loads(path.read_text())
     show(results)
-    print(path)
-    print(draw(results, path.with_suffix(".png")))
+    print(f"{path}\n{pictures.draw(results, path.with_suffix('.png'))}")
 
 
 def show(results: dict[str, Any]) -> None:
-    """Print the table: clips per second, a line a variant and a column a batch size."""
+    """Print the table: clips per second, a column for each batch size."""
     setting, cases = results["setting"], results["cases"]
-    print(
-        f"clips a second on {results['device']}, {setting['clip']}, {setting['frames']} frames, {setting['dtype']}; "
-        "in brackets over the authors'"
-    )
-    print(f"{'':29}" + "".join(f"{'batch ' + str(case['batch']):>20}" for case in cases))
-    for name in variants_of(results):
-        row = ""
-        for case in cases:
-            own = case["variants"].get(name)
-            faster = "" if own is None or "speedup" not in own else f" ({own['speedup']['median']:.2f}x)"
-            row += f"{'' if own is None else format(own['throughput'], '.1f') + faster:>20}"
-        print(f"{name:29}{row}")
-    for name, reason in results["not_run"].items():
-        print(f"{name}: not run, {reason}")
+
+    def cell(own: dict[str, Any] | None) -> str:
+        if own is None:
+            return "-"
+        return f"{own['throughput']:.1f}" + (f" ({own['speedup']['median']:.2f}x)" if "speedup" in own else "")
+
+    names = dict.fromkeys(name for case in cases for name in case["variants"])
+    rows = [(name, *(cell(case["variants"].get(name)) for case in cases)) for name in names]
+    what = f"{setting['clip']}, {setting['frames']} frames, {setting['dtype']}"
+    print(f"clips per second on {results['device']}, {what}; in brackets over the authors'")
+    console().print(table(("", *(f"batch {case['batch']}" for case in cases)), rows, numbers=len(cases)))
+    show_missing(results["not_run"])
     for case in cases:
-        for name, reason in case["not_run"].items():
-            print(f"{name}, batch {case['batch']}: not run, {reason}")
+        show_missing({f"{name}, batch {case['batch']}": why for name, why in case["not_run"].items()})
     if results["left_out"]:
         print(f"no time left for {', '.join(results['left_out'])}")
-
-
-def variants_of(results: dict[str, Any]) -> list[str]:
-    """Variants that were timed at any batch size, in the order of the tables."""
-    return [name for name in VARIANTS if any(name in case["variants"] for case in results["cases"])]
-
-
-def draw(results: dict[str, Any], path: Path) -> Path:
-    """Draw inference_speed.json into a PNG, a panel a batch size; returns its path."""
-    setting, cases, names = results["setting"], results["cases"], variants_of(results)
-    with figure(max(9.0, 3.2 * len(cases)), 1.2 + 0.4 * len(names)) as drawn:
-        panels = drawn.subplots(1, max(1, len(cases)), squeeze=False)[0]
-        for axes, case in zip(panels, cases, strict=True):
-            for place, name in enumerate(names):
-                own = case["variants"].get(name)
-                if own is None:
-                    continue
-                axes.barh(place, own["throughput"], height=0.68, color=shade(name))
-                axes.annotate(f" {own['throughput']:.1f}", (own["throughput"], place), va="center", fontsize=8)
-            axes.set_ylim(len(names) - 0.5, -0.5)
-            axes.set_xlabel(f"clips a second, {case['batch']} at a time", fontsize=8, labelpad=1)
-            axes.set_xlim(0, 1.25 * axes.get_xlim()[1])
-            axes.tick_params(length=0, labelsize=8)
-            axes.spines[["left"]].set_visible(False)
-            axes.set_yticks(range(len(names)) if axes is panels[0] else [])
-        panels[0].set_yticks(range(len(names)), names, color=INK, fontsize=8.5)
-        drawn.suptitle(
-            f"Forward pass, {setting['clip']}, {setting['frames']} frames, {setting['classes']}, "
-            f"on {results['device']}",
-            x=0.01,
-            ha="left",
-            fontsize=10,
-            fontweight="bold",
-        )
-        return save(drawn, path)
 
 
 if __name__ == "__main__":

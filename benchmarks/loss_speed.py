@@ -12,148 +12,159 @@ loss_speed.png.
 
 from __future__ import annotations
 
-import argparse
-import json
+import importlib.util
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from benchmarks import loss_plot
-from benchmarks.adapter_table import digits, unit_for
-from benchmarks.adapter_variants import PASSES
-from benchmarks.loss_variants import CASES, COMPILED, DIM, EAGER, SCALE, TOLERANCE, Case, Loss, Problem, variants
-from benchmarks.measure import Budget, calls_for, interleave, launches, ratio, recorded, summary, waits, write_results
-from m2clip.commands.output import console, print_line, table
+from benchmarks import command, framework, workloads
+from benchmarks.framework import COMPILED, EAGER, PASSES, TURN_SECONDS
+from benchmarks.measure import calls_for, interleave, launches, recorded, summary, waits
+from benchmarks.workloads import Leaves
+from m2clip.kernels.ops.masked_words import IGNORE, masked_word_reference
 
-QUICK = ("k400", "pairs", "words")
-TURN_SECONDS = 0.02
-
-
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--cases", nargs="+", metavar="NAME", choices=[case.name for case in CASES])
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
-    parser.add_argument("--quick", action="store_true", help=f"3 rounds, cases {', '.join(QUICK)}")
-    Budget.add_argument(parser)
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    parser.add_argument("--out", type=Path, help="folder of JSON and PNG (default: benchmarks/results/<device>)")
-    args = parser.parse_args()
-    if args.quick:
-        args.rounds, args.cases = min(args.rounds, 3), args.cases or list(QUICK)
-    return args
+LINEAR, LIGER = "linear_cross_entropy", "Liger"
+WORDS = "masked_word_loss"
+DIM, SCALE = 512, 100.0
+Fused = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]  # (rows, weight, targets, bias) -> loss
 
 
-def prepare(problem: Problem, compiled: bool) -> tuple[dict[str, Loss], dict[str, str], list[str]]:
-    """Variants that agree with the reference, why the others are not timed, and complaints of those that are wrong."""
-    found, not_run = variants(problem, compiled)
-    truth, ready, wrong = problem.truth(), {}, []
-    for name, loss in found.items():
-        try:
-            error = problem.worst_error(loss, truth)
-        except Exception as met:  # a compiler that is missing, a library that lacks this case: told, not hidden
-            not_run[name] = f"{type(met).__name__}: {str(met).strip().splitlines()[0]}"
-            continue
-        if error <= TOLERANCE:
-            ready[name] = loss
+@dataclass(frozen=True)
+class Case:
+    """rows: videos, or masked words; columns: classes, or words; frozen: the decoder needs no gradient."""
+
+    name: str
+    op: str
+    rows: int
+    columns: int
+    frozen: bool = False
+    dtype: str = "float32"
+
+
+CASES = (
+    Case("k400", "cosine_cross_entropy", 64, 400),
+    Case("ssv2", "cosine_cross_entropy", 64, 174),
+    Case("k400-256", "cosine_cross_entropy", 256, 400),
+    Case("many", "cosine_cross_entropy", 64, 20_000),
+    Case("pairs", "soft_target_kl", 64, 64),
+    Case("pairs-256", "soft_target_kl", 256, 256),
+    Case("words", WORDS, 128, 520),
+    Case("words-frozen", WORDS, 128, 49_408, frozen=True),
+    Case("words-trained", WORDS, 128, 49_408),
+)
+
+
+class Problem(framework.Problem):
+    what = "Losses"
+    tolerance = {"float32": 2e-4}  # logits reach 100, and so do their rounding errors
+    overwrites = ()
+    memory_on = ()
+    constants = {"dtype": "float32", "logit_scale": SCALE}
+
+    def __init__(self, case: Case, device: torch.device) -> None:
+        if case.op == WORDS:
+            work = workloads.masked_words(4 * case.rows, case.rows, case.columns, DIM)
         else:
-            not_run[name] = f"wrong: error {error:.1e}"
-            wrong.append(f"{problem.case.name}: {name} is {not_run[name]}")
-    return ready, not_run, wrong
+            work = workloads.loss(case.op, case.rows, case.columns, DIM, scale=SCALE)
+        super().__init__(case, device, work, output=(), frozen=("weight",) if case.frozen else ())
+        self.products = (1, 2 if case.frozen else 3)
 
+    @staticmethod
+    def title(case: Mapping[str, Any]) -> str:
+        frozen = ", decoder frozen" if case["frozen"] else ""
+        return f"{case['op']} {case['rows']}x{case['columns']}, D={case['dim']}{frozen}"
 
-def time_pass(problem: Problem, ready: Mapping[str, Loss], which: str, rounds: int) -> dict[str, Any]:
-    """Times of one pass of all variants and of the floor, and how they compare round by round."""
-    device, case = problem.device, problem.case
-    runs: dict[str, Callable[[], object]] = {name: problem.runs(loss)[which] for name, loss in ready.items()}
-    runs["floor"] = problem.floor_runs()[which]
-    calls = {name: calls_for(run, device, TURN_SECONDS) for name, run in runs.items()}
-    seconds = interleave(runs, rounds, device, calls=calls)
-    times: dict[str, Any] = {name: {"calls": calls[name], "seconds": summary(taken)} for name, taken in seconds.items()}
-    baselines = [other for other in (EAGER, COMPILED) if other in ready]
-    for name in ready:
-        times[name]["floor_fraction"] = ratio(seconds["floor"], seconds[name])
-        times[name]["speedup_over"] = {other: ratio(seconds[other], seconds[name]) for other in baselines}
-    if device.type == "cuda" and case.op != "masked_word_loss":  # how many words are masked is read by the processor
-        graphs = {name: recorded(runs[name]) for name in ready if name.startswith("m2clip") or name in baselines}
-        calls = {name: calls_for(graph, device, TURN_SECONDS) for name, graph in graphs.items()}
-        for name, taken in interleave(graphs, rounds, device, calls=calls).items():
-            times[name]["graph_seconds"] = summary(taken)
-    if device.type == "cuda":
-        for name in ready:
-            times[name]["launches"], times[name]["waits"] = launches(runs[name]), waits(runs[name])
-    products = case.products[which == PASSES[1]]
-    floor = {**times.pop("floor"), "gemms": products}
-    return {"flops": 2 * case.rows * case.columns * DIM * products, "floor": floor, "variants": times}
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "dim": DIM}
 
+    def reference(self, leaves: Leaves) -> Tensor:
+        if self.case.op != WORDS:
+            return super().reference(leaves)
+        hidden, weight, bias, targets = leaves.values()
+        masked = (targets != IGNORE).nonzero().squeeze(1)
+        return masked_word_reference(hidden[masked], weight, bias, targets[masked]) / masked.numel()
 
-def measure(
-    case: Case, device: torch.device, args: argparse.Namespace, budget: Budget
-) -> tuple[dict[str, Any], list[str]]:
-    """All numbers of one case, and complaints of wrong variants."""
-    torch._dynamo.reset()  # a case compiles from scratch, whatever came before it
-    problem = Problem(case, device)
-    ready, not_run, wrong = prepare(problem, not args.no_compile and budget.allows_compiling())
-    passes = {which: time_pass(problem, ready, which, budget.rounds(args.rounds)) for which in PASSES}
-    return {**asdict(case), "dim": DIM, "passes": passes, "not_run": not_run}, wrong
+    def builders(self) -> tuple[dict[str, framework.Builder], dict[str, str]]:
+        ours, missing = super().builders()
+        found = {name: ours.pop(name) for name in (EAGER, COMPILED)}
+        for name, (fused, why) in self.fused_losses().items():
+            if fused is None:
+                missing[name] = why
+            else:
+                found[name] = partial(self.variant, partial(self.of_fused, fused))
+        if self.case.op == WORDS:
+            ours = {"m2clip": partial(self.on, "auto")}
+            missing = {name: why for name, why in missing.items() if not name.startswith("m2clip")}
+        return found | ours, missing
 
+    def fused_losses(self) -> dict[str, tuple[Fused | None, str]]:
+        """Fused linear cross-entropies of other libraries, or why they are missing."""
+        if self.case.op == "soft_target_kl":
+            return {}
+        found: dict[str, tuple[Fused | None, str]] = {}
+        if hasattr(F, "linear_cross_entropy"):
+            found[LINEAR] = (lambda x, w, t, b: F.linear_cross_entropy(x, w, t, linear_bias=b)), ""
+        else:
+            found[LINEAR] = None, f"torch {torch.__version__} has none"
+        if self.device.type != "cuda":
+            found[LIGER] = None, "it needs a GPU"
+        elif importlib.util.find_spec("liger_kernel") is None:
+            found[LIGER] = None, "liger_kernel is not installed"
+        else:
+            from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy as liger
 
-def show(result: Mapping[str, Any], title: str) -> None:
-    """Print a case: spread is the distance of the 20th and 80th percentile over the median."""
-    for which, numbers in result["passes"].items():
-        unit, factor = unit_for(numbers)
-        graphs = any("graph_seconds" in own for own in numbers["variants"].values())
-        rows = []
-        for name, own in (
-            *numbers["variants"].items(),
-            (f"floor: {numbers['floor']['gemms']} GEMMs", numbers["floor"]),
-        ):
-            middle, over = own["seconds"]["median"], own.get("speedup_over", {})
-            spread = f"{100 * (own['seconds']['p80'] - own['seconds']['p20']) / middle:.0f} %"
-            ratios = [f"{over[base]['median']:.2f}x" if base in over else "-" for base in (EAGER, COMPILED)]
-            share = f"{100 * own['floor_fraction']['median']:.0f} %" if over else "-"
-            graph = [digits(own["graph_seconds"]["median"] * factor) if "graph_seconds" in own else "-"]
-            rows.append([name, digits(middle * factor), spread, *ratios, share, *(graph if graphs else [])])
-        print_line(f"\n{result['name']}, {which} in {unit}: {title}")
-        header = ("", "median", "spread", "vs\neager", "vs\ncompile", "of\nfloor", *(["as\ngraph"] if graphs else []))
-        console().print(table(header, rows, numbers=len(header) - 1))
-    for name, reason in result["not_run"].items():
-        print_line(f"{name}: not run, {reason}")
+            found[LIGER] = (lambda x, w, t, b: liger(x, w, t, b)), ""
+        return found
+
+    def of_fused(self, fused: Fused) -> Tensor:
+        """This loss by a fused linear cross-entropy: features are normalised before it."""
+        if self.case.op == WORDS:
+            hidden, weight, bias, targets = self.leaves.values()
+            masked = (targets != IGNORE).nonzero().squeeze(1)
+            return fused(hidden[masked], weight, targets[masked], bias)
+        v, w, labels, scale = self.leaves.values()
+        return fused(scale * F.normalize(v, dim=-1), F.normalize(w, dim=-1), labels, None)
+
+    def forward_flops(self) -> int:
+        return 2 * self.case.rows * self.case.columns * DIM
+
+    def floor_runs(self) -> dict[str, Callable[[], object]]:
+        case, b = self.case, list(self.leaves.values())[1].detach()
+        a = torch.randn(case.rows, DIM, device=self.device)
+        slopes = torch.randn(case.rows, case.columns, device=self.device)
+
+        def backward() -> None:
+            torch.mm(a, b.t()), torch.mm(slopes, b)
+            if not case.frozen:
+                torch.mm(slopes.t(), a)
+
+        return dict(zip(PASSES, (lambda: torch.mm(a, b.t()), backward), strict=True))
+
+    def time_more(self, variants: dict[str, Any], runs: Mapping[str, Callable[[], object]], rounds: int) -> None:
+        """On a GPU, ours and what it is compared with as CUDA graphs, and the launches and waits of all."""
+        if self.device.type != "cuda":
+            return
+        if self.case.op != WORDS:  # how many words are masked is read by the processor
+            ours = [name for name in runs if name.startswith("m2clip") or name in self.baselines]
+            graphs = {name: recorded(runs[name]) for name in ours}
+            calls = {name: calls_for(graph, self.device, TURN_SECONDS) for name, graph in graphs.items()}
+            for name, taken in interleave(graphs, rounds, self.device, calls=calls).items():
+                variants[name]["graph_seconds"] = summary(taken)
+        for name, run in runs.items():
+            variants[name]["launches"], variants[name]["waits"] = launches(run), waits(run)
 
 
 def main() -> None:
-    args = arguments()
-    torch.set_num_threads(args.threads)
-    device = torch.device(args.device)
-    cases, complaints, budget = [], [], Budget(args.budget)
-    for case in CASES:
-        if (args.cases and case.name not in args.cases) or not budget.allows(case.name):
-            continue
-        result, wrong = measure(case, device, args, budget)
-        show(result, loss_plot.title(result))
-        cases.append(result)
-        complaints += wrong
-    config = {
-        "rounds": budget.rounds(args.rounds),
-        "left_out": budget.left_out,
-        "quick": args.quick,
-        "compiled": not args.no_compile,
-        "threads": torch.get_num_threads(),
-        "dtype": "float32",
-        "logit_scale": SCALE,
-    }
-    path = write_results("loss_speed", device, {"config": config, "cases": cases}, args.out)
-    picture = loss_plot.draw(json.loads(path.read_text()), path.with_suffix(".png"))
-    print(f"{path}\n{picture}")
-    if complaints:
-        sys.exit("\n".join(complaints))
+    command.run(__file__, __doc__, Problem, {"cpu": CASES, "cuda": CASES}, quick=("k400", "pairs", "words"))
 
 
 if __name__ == "__main__":

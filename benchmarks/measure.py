@@ -1,60 +1,67 @@
-"""Timing and memory shared by the benchmarks: interleaved rounds, medians with their spread, results as JSON."""
+"""What all benchmarks share: options, interleaved rounds, medians with their spread, results as JSON."""
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import platform
 import re
 import statistics
 import subprocess
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Callable, Hashable, Mapping
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 import m2clip
 
-RESULTS = Path(__file__).parent / "results"
+Key = TypeVar("Key", bound=Hashable)
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 def interleave(
-    variants: Mapping[str, Callable[[], Any]],
+    variants: Mapping[Key, Callable[[], Any]],
     rounds: int,
     device: torch.device,
     *,
-    calls: Mapping[str, int] | None = None,
+    calls: Mapping[Key, int] | None = None,
     before_turn: Callable[[], Any] | None = None,
-) -> dict[str, list[float]]:
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[Key, list[float]]:
     """Seconds of every variant in every round, the variants taking turns so that a slow minute hits them all.
 
     Args:
         variants: what to time. rounds: turns of each.
         calls: calls in one turn, 1 by default; the seconds are those of one call.
         before_turn: run before every turn, on a GPU before every call, outside the time taken.
+        clock: of a CPU, in seconds.
 
     On a GPU the time is its own, between two events. Calls follow each other without waiting for the processor, whose
     overhead therefore counts only where it is longer than the work on the GPU.
     """
-    turn = _gpu_turn if device.type == "cuda" else _cpu_turn
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    turn = _gpu_turn if device.type == "cuda" else partial(_cpu_turn, clock)
+    seconds: dict[Key, list[float]] = {name: [] for name in variants}
     for _ in range(rounds):
         for name, run in variants.items():
             seconds[name].append(turn(run, calls[name] if calls else 1, before_turn))
     return seconds
 
 
-def _cpu_turn(run: Callable[[], Any], number: int, before: Callable[[], Any] | None) -> float:
+def _cpu_turn(
+    clock: Callable[[], float], run: Callable[[], Any], number: int, before: Callable[[], Any] | None
+) -> float:
     if before is not None:
         before()
-    start = time.perf_counter()
+    start = clock()
     for _ in range(number):
         run()
-    return (time.perf_counter() - start) / number
+    return (clock() - start) / number
 
 
 def _gpu_turn(run: Callable[[], Any], number: int, before: Callable[[], Any] | None) -> float:
@@ -81,21 +88,31 @@ def calls_for(run: Callable[[], Any], device: torch.device, seconds: float) -> i
     return max(1, round(seconds / once))
 
 
+def parser(description: str | None, *options: str, rounds: int = 20, writes: str = "JSON and PNG") -> ArgumentParser:
+    """The command line of a benchmark: --out, and of --device, --rounds, --threads and --budget those named."""
+    made = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
+    known: dict[str, dict[str, Any]] = {
+        "--device": {"default": "cuda" if torch.cuda.is_available() else "cpu"},
+        "--rounds": {"type": int, "default": rounds},
+        "--threads": {"type": int, "default": torch.get_num_threads(), "help": "CPU threads"},
+        "--budget": {"type": float, "metavar": "SECONDS", "help": "leave out the cases, last ones first, beyond it"},
+    }
+    for name in options:
+        made.add_argument(name, **known[name])
+    folder = f"folder of {writes} (default: benchmarks/results/<device>)"
+    made.add_argument("--out", "--output", type=Path, help=folder)
+    return made
+
+
 class Budget:
     """Seconds that a benchmark may take, from now on; None for as many as it needs.
 
-    In the second half torch.compile is left out, and what does not fit is left out altogether, and told.
+    What compiles begins in the first six tenths alone; what does not fit is left out altogether, and told.
     """
 
     def __init__(self, seconds: float | None) -> None:
         self.seconds, self.start = seconds, time.monotonic()
         self.left_out: list[str] = []
-
-    @staticmethod
-    def add_argument(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument(
-            "--budget", type=float, metavar="SECONDS", help="leave out the shapes, last ones first, that take longer"
-        )
 
     def allows(self, name: str) -> bool:
         """Whether to begin with a shape; what is refused is kept under `left_out`."""
@@ -105,7 +122,7 @@ class Budget:
         return False
 
     def allows_compiling(self) -> bool:
-        return self._share() < 0.5
+        return self._share() < 0.6
 
     def rounds(self, wanted: int) -> int:
         """Half as many where time is limited."""
@@ -180,17 +197,9 @@ def ratio(slow: list[float], fast: list[float]) -> dict[str, float]:
     return summary([a / b for a, b in zip(slow, fast, strict=True)])
 
 
-def resident_gb() -> float:
-    """Resident memory of this process."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**30
-
-
-def peak_resident_gb() -> float:
-    """Largest resident memory of this process since its start."""
-    match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert match is not None
-    return int(match[1]) / 2**20
+def reason(met: Exception) -> str:
+    """A failure in one line."""
+    return f"{type(met).__name__}: {(str(met).strip().splitlines() or [''])[0]}"
 
 
 def device_name(device: torch.device) -> str:
@@ -203,9 +212,18 @@ def device_name(device: torch.device) -> str:
     return f"{name}, {threads} thread{'' if threads == 1 else 's'}"
 
 
+def commit() -> str:
+    """Of this checkout, or what a file COMMIT in it says where git does not know; else "unknown"."""
+    with suppress(OSError, subprocess.CalledProcessError):
+        command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    with suppress(OSError):
+        return (ROOT / "COMMIT").read_text().strip()
+    return "unknown"
+
+
 def write_results(name: str, device: torch.device, content: dict[str, Any], folder: Path | None = None) -> Path:
     """Write a benchmark's JSON under results/<device>/, with everything that identifies the measurement."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     folder = folder or RESULTS / ("cpu" if device.type == "cpu" else device_name(device).lower().replace(" ", "-"))
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
@@ -215,7 +233,7 @@ def write_results(name: str, device: torch.device, content: dict[str, Any], fold
         "m2clip": m2clip.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "commit": commit.stdout.strip() or None,
+        "commit": commit(),
     }
     path.write_text(json.dumps({**identity, **content}, indent=1) + "\n")
     return path

@@ -1,4 +1,4 @@
-"""Peak memory of a call, above what was held before it."""
+"""Memory of this process, and the peak of a call above what was held before it."""
 
 from __future__ import annotations
 
@@ -42,21 +42,32 @@ def peak_bytes(run: Callable[[], Any], warm_up: Callable[[], Any], device: torch
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        before = _status_bytes("VmRSS")
+        before = status_bytes("VmRSS")
         RESET.write_text("5")
     for _ in range(2):
         run()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    return _status_bytes("VmHWM") - before
+    return status_bytes("VmHWM") - before
 
 
-def _status_bytes(field: str) -> int:
+def status_bytes(field: str) -> int:
+    """A field of this process's status: "VmRSS", what is resident, or "VmHWM", the most that ever was."""
     match = re.search(field + r":\s+(\d+) kB", STATUS.read_text())
     if match is None:
         raise OSError(f"{STATUS} has no {field}")
     return int(match[1]) * 1024
+
+
+def resident_gb() -> float:
+    """Resident memory of this process."""
+    return status_bytes("VmRSS") / 2**30
+
+
+def peak_resident_gb() -> float:
+    """Largest resident memory of this process since its start."""
+    return status_bytes("VmHWM") / 2**30
 
 
 def in_own_process(arguments: Sequence[str]) -> tuple[dict[str, Any], str]:
@@ -69,3 +80,31 @@ def in_own_process(arguments: Sequence[str]) -> tuple[dict[str, Any], str]:
     if child.returncode != 0 or not lines:
         return {}, (child.stderr.strip().splitlines() or ["no output"])[-1]
     return json.loads(lines[-1]), ""
+
+
+class KeptTensors:
+    """Counts what forward passes within the context keep for the backward pass, without the parameters.
+
+    Args:
+        model: whose parameters are in memory in any case.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._held = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+        self._kept: dict[int, torch.UntypedStorage] = {}  # by its place: no other one takes it while this one is held
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._note, lambda tensor: tensor)
+
+    def _note(self, tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._held:
+            self._kept[storage.data_ptr()] = storage
+        return tensor
+
+    def __enter__(self) -> KeptTensors:
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._hooks.__exit__(*error)
+        self.bytes = sum(storage.nbytes() for storage in self._kept.values())
+        self._kept.clear()

@@ -6,15 +6,15 @@
 The mixer takes hidden rows of both branches, (B, T, L, R) each, to their convolved rows. Forward it reads and writes
 them once; backward it reads the rows and the gradient of its output, and writes the gradient of the rows. The copy is
 of the same rows, in the same state of the caches: overwritten before each call, or with --warm left as the call before
-left them. Writes mixer_speed.json.
+left them. Writes mixer_speed.json and mixer_speed.png.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,219 +24,152 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.adapter_speed import CACHE_BYTES, CPU_CASES, GPU_CASES, TINY, TURN_SECONDS, describe
-from benchmarks.adapter_table import digits, title
-from benchmarks.adapter_variants import TOLERANCE, Case, Problem, backend_reasons, shifted_mix, ted_weights
-from benchmarks.measure import Budget, calls_for, interleave, overwritten_caches, ratio, summary, write_results
-from m2clip.commands.output import console, print_line, table
-from m2clip.kernels import BranchWeights, reference
+from benchmarks import command
+from benchmarks.adapter_speed import CPU_CASES, GPU_CASES
+from benchmarks.adapter_variants import SHIFT_AND_ADD, Case, Inputs, shifted_mix
+from benchmarks.framework import REFERENCE, Builder
+from benchmarks.measure import ratio, summary
+from benchmarks.workloads import Leaves, in_double, ted_weights
+from m2clip import kernels
+from m2clip.kernels import BranchWeights
 from m2clip.kernels.dispatch import device_of
+from m2clip.kernels.operands import Geometry
+from m2clip.kernels.ops.ted import frame_difference, spatial_conv, temporal_conv
 
 PASSES = {"forward": 2, "backward": 3}  # how often each moves the rows of both branches
+MODULES = {"native": "native.extension", "triton": "triton.mixer", "cuda": "cuda.extension"}  # with a class Mixer
+TRAINED = ("temporal.conv_weight", "temporal.conv_bias", "difference.conv_weight", "difference.conv_bias")
+DOWN_BIAS = "difference.down_bias"
 Mix = Callable[[Tensor, Tensor, Tensor, BranchWeights, BranchWeights, tuple[int, int]], tuple[Tensor, Tensor]]
-
-
-class Rows:
-    """Hidden rows of both branches, the gradient of the mixer's output, and the weights between them, all random."""
-
-    def __init__(self, case: Case, device: torch.device) -> None:
-        self.case = case
-        self.weights = Problem(case, device).weights
-        shape = (2, case.clips, case.frames, case.length, case.width)
-        generator = torch.Generator(device).manual_seed(1)
-        self.h = torch.randn(shape, generator=generator, device=device).to(case.dtype)
-        self.du = torch.randn(shape, generator=generator, device=device).to(case.dtype)
-
-    def side_by_side(self, rows: Tensor) -> Tensor:
-        """Both branches' rows as one (B*T, L, 2R)."""
-        return torch.cat([*rows], dim=-1).flatten(0, 1).contiguous()
 
 
 class AutogradMixer:
     """A mixer written in PyTorch, differentiated by autograd; its backward pass does not run the forward pass again."""
 
-    def __init__(self, rows: Rows, mix: Mix, dtype: torch.dtype | None = None) -> None:
-        dtype = dtype or rows.case.dtype
-        weights = {name: tensor.to(dtype).requires_grad_() for name, tensor in rows.weights.items()}
-        te, td = ted_weights(weights, shared=False)[:2]
+    def __init__(self, problem: Problem, mix: Mix, leaves: Leaves) -> None:
+        te, td = ted_weights(leaves, problem.layout)[:2]
         assert te is not None and td is not None
-        self.h = [part.to(dtype).requires_grad_() for part in rows.h]
-        self.du = [part.to(dtype) for part in rows.du]
-        self.trained = [te.conv_weight, te.conv_bias, td.conv_weight, td.conv_bias, td.down_bias]
-        self.mix: Callable[[], tuple[Tensor, Tensor]] = lambda: mix(*self.h, td.down_bias, te, td, rows.case.grid)
+        dtype, grid = td.down_bias.dtype, problem.case.grid
+        h = [part.to(dtype).requires_grad_() for part in problem.h]
+        self.du = [part.to(dtype) for part in problem.du]
+        self.trained = [*h, *(leaves[name] for name in (*TRAINED, DOWN_BIAS))]
+        self.mix = lambda: mix(*h, td.down_bias, te, td, grid)
         self.u = self.mix()
 
-    def forward(self) -> Tensor:
-        """(B*T, L, 2R)."""
+    def forward(self) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            return torch.cat(self.mix(), dim=-1).flatten(0, 1)
+            return self.mix()
 
-    def backward(self) -> list[Tensor]:
-        """dh (B*T, L, 2R), and the gradients of the convolutions and of TD's first bias."""
-        h_te, h_td, *small = torch.autograd.grad(self.u, [*self.h, *self.trained], self.du, retain_graph=True)
-        return [torch.cat([h_te, h_td], dim=-1).flatten(0, 1), *small]
+    def backward(self) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(self.u, self.trained, self.du, retain_graph=True)
 
-    def runs(self) -> dict[str, Callable[[], Any]]:
-        def forward() -> Any:
-            with torch.no_grad():
-                return self.mix()
+    def runs(self) -> dict[str, Callable[[], object]]:
+        return dict(zip(PASSES, (self.forward, self.backward), strict=True))
 
-        def backward() -> Any:
-            return torch.autograd.grad(self.u, [*self.h, *self.trained], self.du, retain_graph=True)
+    def results(self) -> dict[str, Tensor]:
+        h_te, h_td, *small = self.backward()
+        return named(side_by_side(self.forward()), side_by_side((h_te, h_td)), *small)
 
-        return dict(zip(PASSES, (forward, backward), strict=True))
+
+class AcceleratedMixer:
+    """The mixer of a backend."""
+
+    def __init__(self, problem: Problem, backend: str) -> None:
+        temporal, difference = (
+            [problem.leaves[name].detach() for name in names] for names in (TRAINED[:2], (*TRAINED[2:], DOWN_BIAS))
+        )
+        make = importlib.import_module(f"m2clip.kernels.{MODULES[backend]}").Mixer
+        self.mixer = make(temporal, difference, False, Geometry(problem.case.frames, problem.case.grid, True))
+        self.h, self.du = side_by_side(problem.h), side_by_side(problem.du)
+        self.u, self.dh = torch.empty_like(self.h), torch.empty_like(self.h)
+
+    def forward(self) -> None:
+        self.mixer.forward(self.h, self.u)
+
+    def backward(self) -> tuple[Tensor, ...]:
+        return self.mixer.backward(self.h, self.du, self.dh)
+
+    def runs(self) -> dict[str, Callable[[], object]]:
+        return dict(zip(PASSES, (self.forward, self.backward), strict=True))
+
+    def results(self) -> dict[str, Tensor]:
+        self.forward()
+        te_weight, te_bias, _, td_weight, td_bias, td_down = self.backward()
+        return named(self.u, self.dh, te_weight, te_bias, td_weight, td_bias, td_down)
+
+
+def side_by_side(rows: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+    """Both branches' rows (B, T, L, R) as one (B*T, L, 2R)."""
+    return torch.cat([*rows], dim=-1).flatten(0, 1).contiguous()
+
+
+def named(*tensors: Tensor) -> dict[str, Tensor]:
+    """Output and gradients by name."""
+    return dict(zip(("u", "d h", *(f"d {name}" for name in (*TRAINED, DOWN_BIAS))), tensors, strict=True))
 
 
 def reference_mix(
     h_te: Tensor, h_td: Tensor, td_bias: Tensor, te: BranchWeights, td: BranchWeights, grid: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
     """The definition: (u_e, u_d), the class row of u_d 0."""
-    change = reference.frame_difference(h_td[:, :, 1:]) + td_bias
-    return reference.temporal_conv(h_te, te), F.pad(reference.spatial_conv(change, td, grid), (0, 0, 1, 0))
+    change = frame_difference(h_td[:, :, 1:]) + td_bias
+    return temporal_conv(h_te, te), F.pad(spatial_conv(change, td, grid), (0, 0, 1, 0))
 
 
-class AcceleratedMixer:
-    """The mixer of a backend."""
+class Problem(Inputs):
+    """Hidden rows of both branches, the gradient of the mixer's output, and the weights between them, all random."""
 
-    def __init__(self, rows: Rows, backend: str) -> None:
-        from m2clip.kernels.operands import Geometry
+    what = "Mixer of the TED-Adapter"
+    compiled = (SHIFT_AND_ADD,)
+    baselines = {}
+    passes = tuple(PASSES)
+    memory_on = ()
 
-        weights = rows.weights
-        temporal = [weights[f"temporal.{name}"] for name in ("conv_weight", "conv_bias")]
-        difference = [weights[f"difference.{name}"] for name in ("conv_weight", "conv_bias", "down_bias")]
-        make = importlib.import_module(f"m2clip.kernels.{MODULES[backend]}").Mixer
-        self.mixer = make(temporal, difference, False, Geometry(rows.case.frames, rows.case.grid, True))
-        self.h, self.du = rows.side_by_side(rows.h), rows.side_by_side(rows.du)
-        self.u, self.dh = torch.empty_like(self.h), torch.empty_like(self.h)
-        without_u = (None,) if backend == "cuda" else ()  # its backward pass can write u as well
-        self.backward_arguments = (self.h, self.du, *without_u, self.dh)
+    def __init__(self, case: Case, device: torch.device) -> None:
+        super().__init__(case, device)
+        shape = (2, case.clips, case.frames, case.length, case.width)
+        generator = torch.Generator(device).manual_seed(1)
+        self.h, self.du = (
+            torch.randn(shape, generator=generator, device=device).to(self.slope.dtype) for _ in range(2)
+        )
 
-    def forward(self) -> Tensor:
-        self.mixer.forward(self.h, self.u)
-        return self.u
+    def exact(self) -> AutogradMixer:
+        leaves = {name: leaf.detach().requires_grad_() for name, leaf in in_double(self.leaves).items()}
+        return AutogradMixer(self, reference_mix, leaves)
 
-    def backward(self) -> list[Tensor]:
-        te_weight, te_bias, _, td_weight, td_bias, td_down = self.mixer.backward(*self.backward_arguments)
-        return [self.dh, te_weight, te_bias, td_weight, td_bias, td_down]
-
-    def runs(self) -> dict[str, Callable[[], Any]]:
-        return dict(zip(PASSES, (self.forward, self.backward), strict=True))
-
-
-MODULES = {"native": "native", "triton": "triton.mixer", "cuda": "cuda"}  # of m2clip.kernels, with a class Mixer
-
-
-def prepare(rows: Rows, compiled: bool) -> tuple[dict[str, Any], dict[str, str]]:
-    """Mixers that agree with the reference in double precision, and why the others are not timed."""
-    build: dict[str, Callable[[], Any]] = {"m2clip reference": lambda: AutogradMixer(rows, reference_mix)}
-    not_run = {}
-    if compiled:
-        build["shift-add compiled"] = lambda: AutogradMixer(rows, torch.compile(shifted_mix, dynamic=False))
-    else:
-        not_run["shift-add compiled"] = "left out by --no-compile"
-    reasons = backend_reasons()
-    for backend in MODULES:
-        device = device_of(backend)
-        reason = reasons[backend] or ("" if rows.h.device.type == device else f"runs on a {device} device")
-        if reason:
-            not_run[f"m2clip {backend}"] = reason
-        else:
-            build[f"m2clip {backend}"] = lambda backend=backend: AcceleratedMixer(rows, backend)
-    exact = AutogradMixer(rows, reference_mix, torch.float64)
-    truth, ready = [exact.forward(), *exact.backward()], {}
-    for name, make in build.items():
-        try:
-            mixer = make()
-            results = [mixer.forward(), *mixer.backward()]
-        except Exception as met:  # a compiler that is missing, for one: told, not hidden
-            not_run[name] = f"{type(met).__name__}: {str(met).strip().splitlines()[0]}"
-            continue
-        errors = [
-            ((found.double() - wanted).abs().max() / wanted.abs().max()).nan_to_num(float("inf")).item()
-            for found, wanted in zip(results, truth, strict=True)
-        ]
-        if max(errors) <= TOLERANCE[rows.case.dtype]:
-            ready[name] = mixer
-        else:
-            not_run[name] = f"wrong: error {max(errors):.1e}"
-    return ready, not_run
-
-
-def measure(case: Case, args: argparse.Namespace, budget: Budget) -> dict[str, Any]:
-    """Times of all mixers of one case, and their share of the copy's bandwidth."""
-    torch._dynamo.reset()
-    device = torch.device(args.device)
-    rows = Rows(case, device)
-    ready, not_run = prepare(rows, not args.no_compile and budget.allows_compiling())
-    target, overwrite = torch.empty_like(rows.h), overwritten_caches(device, CACHE_BYTES)
-    passes = {}
-    for which, times in PASSES.items():
-        touched = times * rows.h.nbytes
-        runs = {name: mixer.runs()[which] for name, mixer in ready.items()}
-        runs["copy"] = lambda: target.copy_(rows.h)
-        turn = TURN_SECONDS if args.warm or device.type == "cuda" else 0.0
-        calls = {name: calls_for(run, device, turn) for name, run in runs.items()}
-        before = None if args.warm else overwrite
-        seconds = interleave(runs, budget.rounds(args.rounds), device, calls=calls, before_turn=before)
-        copied = [taken * touched / (2 * rows.h.nbytes) for taken in seconds["copy"]]
-        variants = {
-            name: {"seconds": summary(seconds[name]), "copy_fraction": ratio(copied, seconds[name])} for name in ready
+    def builders(self) -> tuple[dict[str, Builder], dict[str, str]]:
+        mixes = {REFERENCE: lambda: reference_mix, SHIFT_AND_ADD: lambda: torch.compile(shifted_mix, dynamic=False)}
+        found: dict[str, Builder] = {
+            name: lambda make=make: AutogradMixer(self, make(), self.leaves) for name, make in mixes.items()
         }
-        copy = {"seconds": summary(copied), "bandwidth_gb_s": touched / summary(copied)["median"] / 1e9}
-        passes[which] = {"bytes": touched, "variants": variants, "copy": copy}
-    return {"name": case.name, "shape": describe(case), "passes": passes, "not_run": not_run}
+        missing, states = {}, kernels.backend_states()
+        for backend in MODULES:
+            device, state = device_of(backend), states[backend]
+            if not state.available:
+                missing[f"m2clip {backend}"] = state.reason
+            elif device != self.device.type:
+                missing[f"m2clip {backend}"] = f"runs on a {device} device"
+            else:
+                found[f"m2clip {backend}"] = partial(AcceleratedMixer, self, backend)
+        return found, missing
 
+    def limits(self, which: str) -> dict[str, Callable[[], object]]:
+        target = torch.empty_like(self.h)
+        return {"copy": lambda: target.copy_(self.h)}
 
-def show(result: dict[str, Any]) -> None:
-    print_line(f"\n{result['name']}, mixer in ms: {title(result['shape'])}")
-    rows = []
-    for which, numbers in result["passes"].items():
+    def complete(self, numbers: dict[str, Any], which: str, seconds: Mapping[str, list[float]]) -> None:
+        moved = numbers["bytes"] = PASSES[which] * self.h.nbytes
+        copied = [taken * moved / (2 * self.h.nbytes) for taken in seconds["copy"]]
+        numbers["copy"] = {"seconds": summary(copied), "bandwidth_gb_s": moved / summary(copied)["median"] / 1e9}
         for name, own in numbers["variants"].items():
-            share = f"{100 * own['copy_fraction']['median']:.0f} %"
-            rows.append((which, name, digits(own["seconds"]["median"] * 1e3), share))
-        copy = numbers["copy"]
-        label = f"copy at {copy['bandwidth_gb_s']:.1f} GB/s"
-        rows.append((which, label, digits(copy["seconds"]["median"] * 1e3), "100 %"))
-    console().print(table(("", "", "median", "of copy"), rows, numbers=2))
-    for name, reason in result["not_run"].items():
-        print_line(f"{name}: not run, {reason}")
+            own["copy_fraction"] = ratio(copied, seconds[name])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--shapes", nargs="+", metavar="NAME", help="default: all of the device's")
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
-    parser.add_argument("--warm", action="store_true", help="leave the caches as the call before left them")
-    Budget.add_argument(parser)
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    parser.add_argument("--out", type=Path, help="folder of the JSON (default: benchmarks/results/<device>)")
-    args = parser.parse_args()
-    budget = Budget(args.budget)
-    torch.set_num_threads(args.threads)
-    cases = CPU_CASES if args.device == "cpu" else GPU_CASES
-    known = {case.name: case for case in cases if not case.shared and case.name != TINY.name}
-    unknown = set(args.shapes or ()) - known.keys()
-    if unknown:
-        parser.error(f"unknown shape {sorted(unknown)[0]!r}; choose from {', '.join(known)}")
-    results = []
-    for name in args.shapes or known:
-        if budget.allows(name):
-            results.append(measure(known[name], args, budget))
-            show(results[-1])
-    config = {
-        "left_out": budget.left_out,
-        "rounds": budget.rounds(args.rounds),
-        "warm": args.warm,
-        "compiled": not args.no_compile,
-        "threads": args.threads,
-    }
-    print(write_results("mixer_speed", torch.device(args.device), {"config": config, "cases": results}, args.out))
-    reasons = [(result["name"], *item) for result in results for item in result["not_run"].items()]
-    wrong = [f"{case}: {name} is {reason}" for case, name, reason in reasons if reason.startswith("wrong")]
-    if wrong:
-        sys.exit("\n".join(wrong))
+    wide, large = (
+        [case for case in cases if not case.shared and case.name != "tiny"] for cases in (CPU_CASES, GPU_CASES)
+    )
+    command.run(__file__, __doc__, Problem, {"cpu": wide, "cuda": large}, quick=("b16-r384",))
 
 
 if __name__ == "__main__":

@@ -13,9 +13,8 @@ a forward and backward is counted. Writes msta_speed.json and msta_speed.png.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +24,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks import operation_speed
-from benchmarks.adapter_variants import PASSES
-from benchmarks.loss_variants import EAGER
-from m2clip import kernels
-from m2clip.kernels import MSTAWeights, TimeLayout
+from benchmarks import command, framework, workloads
+from benchmarks.framework import COMPILED, EAGER, PASSES, REFERENCE
+from benchmarks.workloads import Leaves
+from m2clip.kernels import TimeLayout
 
-REFERENCE = "m2clip reference"
 SCALE = 0.005
 
 
@@ -84,9 +81,9 @@ GPU_CASES = (
 )
 
 
-def plain(case: Case, x: Tensor, base: Tensor, *weights: Tensor) -> Tensor:
+def plain(case: Case, leaves: Leaves) -> Tensor:
     """The same in plain PyTorch; a class token of each frame is convolved by itself, as a grid of one patch."""
-    down, down_bias, shared, shared_bias, up, up_bias, *convolution = weights
+    x, base, down, down_bias, shared, shared_bias, up, up_bias, *convolution = leaves.values()
     h = F.relu(F.linear(F.relu(F.linear(x, down, down_bias)), shared, shared_bias))
     branch = F.linear(h, up, up_bias)
     if convolution:
@@ -111,32 +108,40 @@ def plain(case: Case, x: Tensor, base: Tensor, *weights: Tensor) -> Tensor:
     return base + branch * SCALE
 
 
-class Problem(operation_speed.Problem):
-    op = "msta_adapter"
+class Problem(framework.Problem):
+    what = "msta_adapter"
     # Half precision rounds hidden values across the kink of a ReLU, in plain PyTorch as well.
     tolerance = {"float32": 1e-5, "bfloat16": 5e-2}
     products = (3, 9)
 
     def __init__(self, case: Case, device: torch.device) -> None:
-        dim, width = case.dim, case.width
-        tokens = (case.sequences, case.tokens, dim)
-        shapes = [tokens, tokens, (width, dim), (width,), (width, width), (width,), (dim, width), (dim,)]
-        super().__init__(case, shapes + ([(dim, 1, 3), (dim,)] if case.frames else []), device)
+        tokens = (case.sequences, case.tokens, case.dim)
+        super().__init__(case, device, workloads.msta(tokens, case.width, case.time, case.after_up, scale=SCALE))
 
-    def call(self, backend: str, x: Tensor, base: Tensor, *weights: Tensor) -> Tensor:
-        fields = MSTAWeights(*weights, after_up=self.case.after_up)
-        return kernels.msta_adapter(x, base, fields, self.case.time, scale=SCALE, backend=backend)
+    @staticmethod
+    def title(case: Mapping[str, Any]) -> str:
+        layout = f"T={case['frames']}{' joint' if case['joint'] else ''}" if case["frames"] else "text"
+        after = ", after up" if case["after_up"] else ""
+        tokens = f"{case['sequences']}x{case['tokens']} tokens"
+        return f"{tokens}, {layout}{after}, D={case['dim']} d={case['width']} {case['dtype']}"
 
-    def plain(self) -> dict[str, operation_speed.Call]:
-        return {EAGER: partial(plain, self.case), REFERENCE: partial(self.call, "reference")}
+    def plain(self) -> dict[str, framework.Builder]:
+        def permuted(leaves: Leaves) -> Tensor:
+            return plain(self.case, leaves)
+
+        return {
+            EAGER: lambda: self.variant(lambda: permuted(self.leaves)),
+            COMPILED: lambda: self.compile(permuted),
+            REFERENCE: lambda: self.on("reference"),
+        }
 
     def forward_flops(self) -> int:
         case = self.case
         return 2 * case.sequences * case.tokens * case.width * (2 * case.dim + case.width)
 
     def floor_runs(self) -> dict[str, Callable[[], object]]:
-        x, _, down, _, shared, _, up, *_ = (tensor.detach() for tensor in self.inputs)
-        x, dy = x.flatten(0, 1), self.dy.flatten(0, 1)
+        x, _, down, _, shared, _, up, *_ = (leaf.detach() for leaf in self.leaves.values())
+        x, dy = x.flatten(0, 1), self.slope.flatten(0, 1)
         hidden = torch.randn_like(x[:, :1]).expand(-1, len(down)).contiguous()
 
         def forward() -> None:
@@ -150,16 +155,8 @@ class Problem(operation_speed.Problem):
         return dict(zip(PASSES, (forward, backward), strict=True))
 
 
-def title(case: Any) -> str:
-    """A case in one line."""
-    layout = f"T={case['frames']}{' joint' if case['joint'] else ''}" if case["frames"] else "text"
-    after = ", after up" if case["after_up"] else ""
-    tokens = f"{case['sequences']}x{case['tokens']} tokens"
-    return f"{tokens}, {layout}{after}, D={case['dim']} d={case['width']} {case['dtype']}"
-
-
 def main() -> None:
-    operation_speed.run("msta_speed", __doc__, Problem, {"cpu": CPU_CASES, "cuda": GPU_CASES}, title)
+    command.run(__file__, __doc__, Problem, {"cpu": CPU_CASES, "cuda": GPU_CASES}, quick=("clip", "tiny"))
 
 
 if __name__ == "__main__":

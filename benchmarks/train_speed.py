@@ -31,20 +31,21 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import model_speed
+from benchmarks import model_speed, pictures
 from benchmarks.measure import (
     Budget,
     interleave,
-    peak_resident_gb,
     ratio,
-    resident_gb,
+    reason,
     summary,
     synchronise,
     write_results,
 )
-from benchmarks.model_speed import chosen, set_dtype, shade, told
+from benchmarks.memory import peak_resident_gb, resident_gb
+from benchmarks.model_speed import chosen, set_dtype
+from benchmarks.tables import digits, show_missing, spread
 from benchmarks.train_variants import AUTHORS, REFERENCE, TOLERANCE, VARIANTS, Problem
-from m2clip.plot_parts import INK, figure, save
+from m2clip.commands.shared.output import console, table
 
 GEMM_ROWS = {"cuda": 8192, "cpu": 1024}  # of three square matrices: the matmul peak
 GEMM_CALLS = 10
@@ -54,7 +55,7 @@ BATCH = {"cuda": 32, "cpu": 2}
 
 def arguments() -> argparse.Namespace:
     parser = model_speed.parser(__doc__, rounds=5)
-    parser.add_argument("--batch", type=int, help="clips a step (default: 2, on a GPU 32)")
+    parser.add_argument("--batch", type=int, help="clips per step (default: 2, on a GPU 32)")
     parser.add_argument(
         "--memory-of", choices=tuple(VARIANTS), help="run only this variant and print its memory as JSON"
     )
@@ -181,23 +182,22 @@ def main() -> None:
         print(json.dumps(memory(args)))
         return
     names, not_run = chosen(args)
-    run, path = Run(args), None
+    run = Run(args)
     for name in names:
-        if VARIANTS[name].compiled and path is None and run.steps:
-            # A compiler may take longer than is left: what was found so far is kept.
-            path = report(run, not_run)
         if VARIANTS[name].compiled and not run.budget.allows_compiling():
             not_run[name] = "no time left for torch.compile"
         elif not run.budget.allows(name):
             not_run[name] = "no time left"
         else:
+            if VARIANTS[name].compiled and run.steps:
+                report(run, not_run)  # a compiler may take longer than is left: what was found so far is kept
             attempt(run, name, not_run)
     if not run.steps:
         sys.exit("no variant could be run: " + "; ".join(f"{name}: {reason}" for name, reason in not_run.items()))
     path = report(run, not_run)
-    show(json.loads(path.read_text()))
-    print(path)
-    print(draw(json.loads(path.read_text()), path.with_suffix(".png")))
+    results = json.loads(path.read_text())
+    show(results)
+    print(f"{path}\n{pictures.draw(results, path.with_suffix('.png'))}")
 
 
 def attempt(run: Run, name: str, not_run: dict[str, str]) -> None:
@@ -207,7 +207,7 @@ def attempt(run: Run, name: str, not_run: dict[str, str]) -> None:
     except Exception as error:
         if run.device.type == "cpu":
             raise
-        not_run[name] = told(error)
+        not_run[name] = reason(error)
         torch.cuda.empty_cache()
 
 
@@ -220,57 +220,26 @@ def report(run: Run, not_run: dict[str, str]) -> Path:
 def show(results: dict[str, Any]) -> None:
     """Print the table."""
     setting, memory = results["setting"], results["memory"]
+    rows = []
+    for name, seconds in results["seconds"].items():
+        share, faster = results["peak_fraction"].get(name), results["speedup"].get(name, {}).get("median", 1.0)
+        rows.append(
+            (
+                name,
+                digits(seconds["median"]),
+                spread(seconds),
+                f"{memory[name]['peak_gb']:.2f}",
+                f"{memory[name]['steps_gb']:.2f}",
+                "-" if share is None else f"{100 * share:.0f} %",
+                f"{results['first_step_seconds'][name]:.1f}",
+                f"{faster:.2f}x",
+            )
+        )
     what = f"{setting['batch']} clips of {setting['frames']} frames, {setting['dtype']}"
     print(f"one training step on {results['device']}, {setting['clip']}, {what}")
-    print(f"{'':29}{'median s':>9}{'p20-p80':>14}{'clips/s':>9}{'peak GB':>9}{'of step':>9}{'peak':>6}{'first s':>9}")
-    for name, time_ in results["seconds"].items():
-        spread = f"{digits(time_['p20'])}-{digits(time_['p80'])}"
-        share = results["peak_fraction"].get(name)
-        of_peak = "" if share is None else f"{100 * share:.0f}%"
-        row = f"{digits(time_['median']):>9}{spread:>14}{results['clips_per_second'][name]:>9.1f}"
-        row += f"{memory[name]['peak_gb']:>9.2f}{memory[name]['steps_gb']:>9.2f}{of_peak:>6}"
-        faster = results["speedup"].get(name, {}).get("median", 1.0)
-        print(f"{name:29}{row}{results['first_step_seconds'][name]:>9.1f}  {faster:.2f}x")
-    for name, reason in results["not_run"].items():
-        print(f"{name}: not run, {reason}")
-
-
-def digits(seconds: float) -> str:
-    """Three digits, whether a step takes milliseconds or minutes."""
-    return f"{seconds:.2f}" if seconds >= 1 else f"{seconds:.4f}"
-
-
-def draw(results: dict[str, Any], path: Path) -> Path:
-    """Draw train_speed.json into a PNG; returns its path."""
-    setting, names = results["setting"], list(results["seconds"])
-    first = results["seconds"][names[0]]["median"]
-    with figure(9.5, 1.2 + 0.4 * len(names)) as drawn:
-        left, right = drawn.subplots(1, 2)
-        for place, name in enumerate(names):
-            colour = shade(name)
-            seconds, memory = results["seconds"][name]["median"], results["memory"][name]["steps_gb"]
-            left.barh(place, seconds, height=0.68, color=colour)
-            shown = f"{seconds:.1f}" if seconds >= 1 else f"{1e3 * seconds:.0f} ms"
-            left.annotate(f" {shown}  {first / seconds:.2f}x", (seconds, place), va="center", fontsize=8)
-            right.barh(place, memory, height=0.68, color=colour)
-            right.annotate(f" {memory:.2f}", (memory, place), va="center", fontsize=8)
-        for axes, unit in ((left, "seconds a step"), (right, "GB a step takes above the loaded model")):
-            axes.invert_yaxis()
-            axes.set_xlabel(unit, fontsize=8, labelpad=1)
-            axes.set_xlim(0, 1.3 * axes.get_xlim()[1])
-            axes.tick_params(length=0, labelsize=8)
-            axes.spines[["left"]].set_visible(False)
-        left.set_yticks(range(len(names)), names, color=INK, fontsize=8.5)
-        right.set_yticks([])
-        drawn.suptitle(
-            f"One training step, {setting['clip']}, {setting['batch']} clips of {setting['frames']} frames, "
-            f"{setting['classes']}, on {results['device']}",
-            x=0.01,
-            ha="left",
-            fontsize=10,
-            fontweight="bold",
-        )
-        return save(drawn, path)
+    header = ("", "seconds", "spread", "peak\nGB", "of\nstep", "of\nGEMM", "first\nstep", "vs\nauthors")
+    console().print(table(header, rows, numbers=len(header) - 1))
+    show_missing(results["not_run"])
 
 
 if __name__ == "__main__":

@@ -14,11 +14,11 @@ import m2clip
 from benchmarks.authors import AuthorsM2CLIP, total_loss
 from m2clip import kernels
 from m2clip.adapters import TEDAdapter
-from m2clip.convert import to_authors_state
-from m2clip.data.label_sets import load_class_names
-from m2clip.stepping import RecordedPass, compile_loss, cuda_capture
-from m2clip.text import IGNORE
-from m2clip.train_setup import LossModule
+from m2clip.checkpoints.convert import to_authors_state
+from m2clip.data.lists.label_sets import load_class_names
+from m2clip.towers.prompts import IGNORE
+from m2clip.train.setup import LossModule
+from m2clip.train.stepping import RecordedPass, compile_loss, cuda_capture
 
 AUTHORS, AUTHORS_COMPILED = "authors", "authors compiled"
 REFERENCE, OURS = "m2clip reference", "m2clip"  # ours without and with accelerated kernels
@@ -88,7 +88,7 @@ class Problem:
                     parameter.add_(0.02 * torch.randn_like(parameter))
         self.state = {name: tensor.to("cpu", copy=True) for name, tensor in model.trained_state_dict().items()}
         self.word_count = 0 if model.config.word_list is None else len(model.config.word_list)
-        self.prompts = model._prompts.tokens
+        self.prompts = model.label_set().prompts.tokens
         self.video = torch.randn(batch, frames, 3, *model.image_size, device=device)
         self.labels = torch.arange(batch, device=device) % len(self.names)
         drawn = model.draw(self.labels.cpu(), torch.Generator().manual_seed(0))

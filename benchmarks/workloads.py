@@ -12,26 +12,12 @@ from torch import Tensor
 
 from m2clip import kernels
 from m2clip.kernels import BranchWeights, MSTAWeights, TEDWeights, TimeLayout
-from m2clip.kernels.implementations import implementation
 from m2clip.kernels.operands import Branches, Geometry
+from m2clip.kernels.ops.masked_words import IGNORE
+from m2clip.kernels.ops.operator import implementation
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 Leaves = Mapping[str, Tensor]
-
-
-def plans(backend: str, x: Tensor, weights: TEDWeights, num_frames: int, grid: tuple[int, int]) -> list[str]:
-    """The ways in which a backend can compute ted_adapter's forward pass of x, its own choice first; [] if it has one.
-
-    x may be empty but for its dtype, device and widths; it has a class token where there is one more than the patches.
-    """
-    module = implementation("ted_adapter", backend)
-    branches = Branches.of(weights, x.dtype)
-    geometry = Geometry(num_frames, grid, x.shape[1] > grid[0] * grid[1])
-    if backend == "triton":
-        return list(module.plans(branches, geometry, x.dtype))
-    if backend == "cuda" and module.why_not_one_launch(x, branches, geometry) is None:
-        return list(module.PLANS)
-    return []
 
 
 @contextmanager
@@ -54,6 +40,7 @@ class Workload(NamedTuple):
     leaves: dict[str, Tensor]
     call: Callable[[Leaves, str], Tensor]
     strided: bool = False
+    plans: Callable[[Leaves, str], list[str]] = lambda leaves, backend: []  # a backend's, its own choice first
 
     def placed(self, dtype: torch.dtype, device: torch.device = DEVICE) -> dict[str, Tensor]:
         """Leaves in a dtype; a loss's scale stays fp32, and its labels what they are."""
@@ -91,20 +78,26 @@ def _transposed_in_memory(tensor: Tensor) -> Tensor:
     return tensor.transpose(0, -1).contiguous().transpose(0, -1)
 
 
-def _ted_leaves(dim: int, width: int, layout: str, generator: torch.Generator) -> dict[str, Tensor]:
-    """Weights by branch and field, none of them zero; shared projections appear once, under "temporal"."""
+def _leaves(sizes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Random inputs of these sizes in fp64, a projection's weights divided by the root of what they sum over."""
+    generator = torch.Generator().manual_seed(0)
+    made = {name: torch.randn(size, generator=generator, dtype=torch.float64) for name, size in sizes.items()}
+    for name, leaf in made.items():
+        if name.endswith(("down_weight", "shared_weight", "up_weight")):
+            leaf *= leaf.shape[1] ** -0.5
+    return made
+
+
+def _ted_sizes(dim: int, width: int, layout: str) -> dict[str, tuple[int, ...]]:
+    """Of the weights by branch and field; shared projections appear once, under "temporal"."""
     projections = {"down_weight": (width, dim), "down_bias": (width,), "up_weight": (dim, width), "up_bias": (dim,)}
-    leaves: dict[str, tuple[int, ...]] = {}
+    sizes: dict[str, tuple[int, ...]] = {}
     for branch, taps in (("temporal", (3,)), ("difference", (3, 3))):
         if layout in ("both", branch) or (layout, branch) == ("shared", "temporal"):
-            leaves |= {f"{branch}.{field}": shape for field, shape in projections.items()}
+            sizes |= {f"{branch}.{field}": shape for field, shape in projections.items()}
         if layout in ("both", "shared", branch):
-            leaves |= {f"{branch}.conv_weight": (width, 1, *taps), f"{branch}.conv_bias": (width,)}
-    made = {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in leaves.items()}
-    for name, tensor in made.items():
-        if name.endswith(("down_weight", "up_weight")):
-            tensor *= tensor.shape[1] ** -0.5
-    return made
+            sizes |= {f"{branch}.conv_weight": (width, 1, *taps), f"{branch}.conv_bias": (width,)}
+    return sizes
 
 
 def ted_weights(leaves: Leaves, layout: str) -> TEDWeights:
@@ -135,9 +128,8 @@ def ted(
     patches_only: bool = False,
 ) -> Workload:
     """ted_adapter; layout: both, shared, temporal or difference."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(clips * frames, grid[0] * grid[1] + class_token, dim, generator=generator, dtype=torch.float64)
-    leaves = {"x": x, **_ted_leaves(dim, width, layout, generator)}
+    shape = (clips * frames, grid[0] * grid[1] + class_token, dim)
+    leaves = _leaves({"x": shape, **_ted_sizes(dim, width, layout)})
 
     def call(leaves: Leaves, backend: str) -> Tensor:
         x, *_ = leaves.values()
@@ -145,8 +137,15 @@ def ted(
         options = {"grid": grid, "class_token": class_token, "sequential": sequential, "patches_only": patches_only}
         return kernels.ted_adapter(x, weights, frames, backend=backend, **options)
 
+    def plans(leaves: Leaves, backend: str) -> list[str]:
+        x, *_ = leaves.values()
+        branches = Branches.of(ted_weights(leaves, layout), x.dtype)
+        module = implementation("ted_adapter", backend)
+        found = getattr(module, "plans", lambda *_: [])
+        return found(branches, Geometry(frames, grid, class_token, patches_only), x.dtype)
+
     name = f"B={clips} T={frames} {grid[0]}x{grid[1]} D={dim} R={width} {layout}"
-    return Workload("ted_adapter", name, leaves, call, strided)
+    return Workload("ted_adapter", name, leaves, call, strided, plans)
 
 
 def bottleneck(
@@ -157,17 +156,8 @@ def bottleneck(
     residual: bool = True,
     strided: bool = False,
 ) -> Workload:
-    generator, dim = torch.Generator().manual_seed(0), shape[-1]
-    sizes = {
-        "x": shape,
-        "down_weight": (width, dim),
-        "down_bias": (width,),
-        "up_weight": (dim, width),
-        "up_bias": (dim,),
-    }
-    leaves = {name: torch.randn(size, generator=generator, dtype=torch.float64) for name, size in sizes.items()}
-    for name in ("down_weight", "up_weight"):
-        leaves[name] = leaves[name] * leaves[name].shape[1] ** -0.5
+    dim, names = shape[-1], ("x", "down_weight", "down_bias", "up_weight", "up_bias")
+    leaves = _leaves(dict(zip(names, (shape, (width, dim), (width,), (dim, width), (dim,)), strict=True)))
     options = {"activation": activation, "scale": scale, "residual": residual}
 
     def call(leaves: Leaves, backend: str) -> Tensor:
@@ -177,40 +167,39 @@ def bottleneck(
 
 
 def msta(
-    shape: tuple[int, int, int], width: int, time: TimeLayout | None, after_up: bool = False, strided: bool = False
+    shape: tuple[int, int, int],
+    width: int,
+    time: TimeLayout | None,
+    after_up: bool = False,
+    strided: bool = False,
+    scale: float = 0.3,
 ) -> Workload:
     """msta_adapter on tokens (S, L, D); without a time layout it is the text's."""
-    generator, dim = torch.Generator().manual_seed(0), shape[-1]
+    dim = shape[-1]
     projections = ((width, dim), (width,), (width, width), (width,), (dim, width), (dim,))
     sizes = (shape, shape, *projections, *(((dim, 1, 3), (dim,)) if time is not None else ()))
-    names = ("x", "base", *MSTAWeights._fields)
-    leaves = {
-        name: torch.randn(size, generator=generator, dtype=torch.float64)
-        for name, size in zip(names, sizes, strict=False)
-    }
-    for name in ("down_weight", "shared_weight", "up_weight"):
-        leaves[name] *= leaves[name].shape[1] ** -0.5
+    leaves = _leaves(dict(zip(("x", "base", *MSTAWeights._fields), sizes, strict=False)))
 
     def call(leaves: Leaves, backend: str) -> Tensor:
         x, base, *tensors = leaves.values()
         weights = MSTAWeights(*tensors, after_up=after_up)
-        return kernels.msta_adapter(x, base, weights, time, scale=0.3, backend=backend)
+        return kernels.msta_adapter(x, base, weights, time, scale=scale, backend=backend)
 
     reading = "text" if time is None else f"{tuple(time)}{' after up' if after_up else ''}"
     return Workload("msta_adapter", f"{shape} d={width} {reading}", leaves, call, strided)
 
 
 def gelu(shape: tuple[int, ...], activation: str = "quick_gelu", strided: bool = False) -> Workload:
-    generator = torch.Generator().manual_seed(0)
-    h, bias = (torch.randn(size, generator=generator, dtype=torch.float64) for size in (shape, shape[-1:]))
+    leaves = _leaves({"h": shape, "bias": shape[-1:]})
+    leaves["h"] *= 2
 
     def call(leaves: Leaves, backend: str) -> Tensor:
         return kernels.bias_gelu(*leaves.values(), activation, backend=backend)
 
-    return Workload("bias_gelu", f"{shape} {activation}", {"h": 2 * h, "bias": bias}, call, strided)
+    return Workload("bias_gelu", f"{shape} {activation}", leaves, call, strided)
 
 
-def loss(op: str, rows: int, columns: int, dim: int, strided: bool = False) -> Workload:
+def loss(op: str, rows: int, columns: int, dim: int, strided: bool = False, scale: float = 30.0) -> Workload:
     """cosine_cross_entropy or soft_target_kl on features of different lengths."""
     generator = torch.Generator().manual_seed(0)
     lengths = (0.1 + 4 * torch.rand(size, 1, generator=generator) for size in (rows, columns))
@@ -220,5 +209,21 @@ def loss(op: str, rows: int, columns: int, dim: int, strided: bool = False) -> W
     def call(leaves: Leaves, backend: str) -> Tensor:
         return getattr(kernels, op)(*leaves.values(), backend=backend)
 
-    leaves = {"v": v, "w": w, "labels": labels, "logit_scale": torch.tensor(30.0, dtype=torch.float64)}
+    leaves = {"v": v, "w": w, "labels": labels, "logit_scale": torch.tensor(scale, dtype=torch.float64)}
     return Workload(op, f"{rows}x{columns} D={dim}", leaves, call, strided)
+
+
+def masked_words(positions: int, masked: int, words: int, dim: int) -> Workload:
+    """masked_word_loss, which has one implementation on all devices."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(positions, dim, generator=generator, dtype=torch.float64)
+    weight = torch.randn(words, dim, generator=generator, dtype=torch.float64) * dim**-0.5
+    targets = torch.full((positions,), IGNORE)
+    places = torch.randperm(positions, generator=generator)[:masked]
+    targets[places] = torch.randint(0, words, (masked,), generator=generator)
+    leaves = {"hidden": hidden, "weight": weight, "bias": torch.zeros(words, dtype=torch.float64), "targets": targets}
+
+    def call(leaves: Leaves, backend: str) -> Tensor:
+        return kernels.masked_word_loss(*leaves.values())
+
+    return Workload("masked_word_loss", f"{masked} of {words} words D={dim}", leaves, call)

@@ -1,4 +1,4 @@
-"""Compiles csrc/cuda/ with nvcc and ninja: the extension module m2clip._cuda, for setup.py.
+"""Compiles csrc/cuda/ with nvcc and ninja: the extension module m2clip.kernels._cuda, for setup.py.
 
 It is optional: where there is no nvcc, everything else is installed. Honours NVCC, CUDA_HOME, CXX, M2CLIP_CUDA_ARCHS
 ("90a;100") and MAX_JOBS. No GPU is needed to build it, and the CUDA runtime is linked in.
@@ -37,10 +37,21 @@ class Nvcc:
     architectures: tuple[str, ...]  # to compile for
 
     def code_flags(self, architectures: tuple[str, ...]) -> tuple[str, ...]:
-        """Machine code for each, and what a driver can compile for GPUs newer than all of them."""
+        """Machine code for each, and PTX, which a driver compiles, for newer GPUs that none of it is for.
+
+        Machine code runs on one generation of GPUs (that for 10.0 on 10.3), PTX on all later ones too. It is there
+        for the newest architecture, and for the last one before a generation that is left out, as 11 after 100.
+        """
         flags = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in architectures]
-        newest = max((name for name in architectures if name.isdigit()), key=int, default=None)
-        return (*flags, *([f"-gencode=arch=compute_{newest},code=compute_{newest}"] if newest else []))
+        covered = {int(name.rstrip("af")) // 10 for name in architectures}
+        plain = sorted(filter(str.isdigit, architectures), key=int)
+        last = {int(name) // 10: name for name in plain}
+        flags += [
+            f"-gencode=arch=compute_{name},code=compute_{name}"
+            for generation, name in last.items()
+            if generation + 1 not in covered or name == plain[-1]
+        ]
+        return tuple(flags)
 
 
 def find_nvcc() -> Nvcc:

@@ -1,4 +1,4 @@
-"""Compiles the C++ of this folder with ninja: the extension module m2clip._native, for setup.py.
+"""Compiles csrc/cpu/ with ninja: the extension module m2clip.kernels._native, for setup.py.
 
 Needs pybind11, ninja, Python's headers and a C++20 compiler; neither PyTorch nor the network. Honours CXX, CXXFLAGS,
 LDFLAGS and MAX_JOBS.
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parent
+CPU = SOURCE / "cpu"
 BUILD = SOURCE.parent / "build" / "native" / sys.implementation.cache_tag
 NOTE = "_native_missing.txt"
 KERNELS = {"NATIVE": "CPU", "CUDA": "CUDA"}  # by what M2CLIP_... is called that asks for them
@@ -90,10 +91,10 @@ def kernel_units(compiler: Compiler, module: bool) -> list[Unit]:
     sets = INSTRUCTION_SETS if compiler.x86_64 else {"portable": ()}
     baseline = X86_BASELINE if compiler.x86_64 else ()
     units = [
-        Unit(SOURCE / "isa.cpp", f"isa_{name}", (f"-DM2CLIP_ISA={name}", *baseline, *flags))
+        Unit(CPU / "isa.cpp", f"isa_{name}", (f"-DM2CLIP_ISA={name}", *baseline, *flags))
         for name, flags in sets.items()
     ]
-    for source in sorted(SOURCE.glob("*.cpp")):
+    for source in sorted(CPU.glob("*.cpp")):
         flags: tuple[str, ...] = ()
         if source.name == "isa.cpp":
             continue

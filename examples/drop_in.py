@@ -34,7 +34,7 @@ def adapt_timm(tower: nn.Module, num_frames: int, width: int = 384) -> nn.Module
 
     Args:
         tower: with a class token or without, and no register tokens.
-        num_frames: T, frames a clip.
+        num_frames: T, frames per clip.
         width: bottleneck width R.
     """
     tower.requires_grad_(False)
@@ -50,7 +50,7 @@ def adapt_clip(tower: nn.Module, num_frames: int, width: int = 384) -> nn.Module
 
     Args:
         tower: any vision model of transformers built on CLIPEncoder.
-        num_frames: T, frames a clip.
+        num_frames: T, frames per clip.
         width: bottleneck width R.
     """
     from transformers.models.clip.modeling_clip import CLIPEncoder

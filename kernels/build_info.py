@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import cuda, native
+from .cuda import extension as cuda
+from .native import extension as native
 
 INSTRUCTION_SETS = ("avx512", "avx2", "portable")  # those that csrc/ is written for, the fastest first
 
 
 def build_info() -> dict[str, Any]:
-    """The extension m2clip._native as JSON types.
+    """The extension m2clip.kernels._native as JSON types.
 
     Returns:
         {"native": whether it is there, "reason": why not, else None}, and where it is there "compiler", "flags",
@@ -32,7 +33,7 @@ def build_info() -> dict[str, Any]:
 
 
 def cuda_build_info() -> dict[str, Any]:
-    """The extension m2clip._cuda as JSON types.
+    """The extension m2clip.kernels._cuda as JSON types.
 
     Returns:
         {"cuda": whether it is there, "reason": why not, else None}, and where it is there "compiler", "flags",

@@ -9,11 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import reference
-from .functional import IGNORE, bottleneck_adapter, cosine_cross_entropy, masked_word_loss, soft_target_kl, ted_adapter
-from .gelu_ops import bias_gelu
-from .msta_ops import msta_adapter
-from .weights import BranchWeights, MSTAWeights, TEDWeights, TimeLayout
+from .operands import BranchWeights, MSTAWeights, TEDWeights, TimeLayout
+from .ops.bottleneck import ACTIVATIONS, bottleneck_adapter
+from .ops.gelu import GELUS, bias_gelu
+from .ops.losses import cosine_cross_entropy, soft_target_kl
+from .ops.masked_words import IGNORE, masked_word_loss, masked_word_reference
+from .ops.msta import msta_adapter
+from .ops.ted import ted_adapter
+from .verification.keys import Call, ted_layout
 
 Tensors = dict[str, Tensor]
 
@@ -28,6 +31,7 @@ class Case(NamedTuple):
     strided: bool = False  # whether the first input and the output's gradient are not contiguous
     # In place of the reference backend, for an operation that has none.
     reference: Callable[[Tensors, str], Tensor] | None = None
+    call: Call | None = None  # where backends have several plans for it
 
     def output_gradient(self, output: Tensor) -> Tensor:
         """The same values for every backend; 1 for a loss."""
@@ -39,10 +43,10 @@ class Case(NamedTuple):
 
 def all_cases() -> Iterator[Case]:
     """Every case, small ones of an operation first."""
-    yield from _ted_cases()
+    yield from map(ted_case, _TED)
     yield from _bottleneck_cases()
     yield from _gelu_cases()
-    yield from _msta_cases()
+    yield from map(msta_case, _MSTA)
     yield from _loss_cases()
     yield _masked_word_case(words=9, vocabulary=37, dim=13)
     yield _masked_word_case(words=60, vocabulary=1000, dim=64)
@@ -59,7 +63,24 @@ def _strided(x: Tensor) -> Tensor:
     return wider[..., : x.shape[2]].transpose(0, 1)
 
 
-class _Ted(NamedTuple):
+def _drawn(shapes: dict[str, tuple[int, ...]], strided: bool = False) -> Tensors:
+    """Random tensors of these shapes; weights keep what passes through them about as large as it was."""
+    generator, tensors = torch.Generator().manual_seed(0), {}
+    for name, shape in shapes.items():
+        factor = 0.5 if name.endswith("conv_weight") else shape[1] ** -0.5 if name.endswith("weight") else 1.0
+        tensors[name] = _random(generator, *shape) * factor
+        if strided and len(tensors) == 1:
+            tensors[name] = _strided(tensors[name])
+    return tensors
+
+
+def _projections(dim: int, width: int, before: str = "") -> dict[str, tuple[int, ...]]:
+    """Shapes of a bottleneck's projections, with this before their names."""
+    shapes = {"down_weight": (width, dim), "down_bias": (width,), "up_weight": (dim, width), "up_bias": (dim,)}
+    return {before + name: shape for name, shape in shapes.items()}
+
+
+class TedShape(NamedTuple):
     frames: int
     grid: tuple[int, int]
     dim: int
@@ -84,44 +105,37 @@ class _Ted(NamedTuple):
 
 
 _TED = (
-    _Ted(1, (1, 1), 8, 4),
-    _Ted(1, (4, 4), 37, 13),
-    _Ted(3, (1, 1), 37, 13, branches="shared"),
-    _Ted(3, (5, 9), 37, 13, branches="temporal"),
-    _Ted(3, (5, 9), 37, 13, branches="difference"),
-    _Ted(3, (3, 5), 37, 13, class_token=False),
-    _Ted(3, (3, 5), 37, 13, class_token=False, branches="shared"),
-    _Ted(3, (5, 3), 40, 19, strided=True),
-    _Ted(8, (7, 7), 64, 32, sequential=True),
-    _Ted(8, (7, 7), 64, 33, branches="shared", sequential=True),
-    _Ted(8, (9, 5), 48, 24, class_token=False, strided=True, branches="shared"),
-    _Ted(8, (5, 9), 40, 24, branches="temporal", patches_only=True),
-    _Ted(3, (4, 4), 37, 13, patches_only=True),
-    _Ted(8, (14, 14), 96, 64),
-    _Ted(8, (16, 16), 64, 65, branches="shared"),
+    TedShape(1, (1, 1), 8, 4),
+    TedShape(1, (4, 4), 37, 13),
+    TedShape(3, (1, 1), 37, 13, branches="shared"),
+    TedShape(3, (5, 9), 37, 13, branches="temporal"),
+    TedShape(3, (5, 9), 37, 13, branches="difference"),
+    TedShape(3, (3, 5), 37, 13, class_token=False),
+    TedShape(3, (3, 5), 37, 13, class_token=False, branches="shared"),
+    TedShape(3, (5, 3), 40, 19, strided=True),
+    TedShape(8, (7, 7), 64, 32, sequential=True),
+    TedShape(8, (7, 7), 64, 33, branches="shared", sequential=True),
+    TedShape(8, (9, 5), 48, 24, class_token=False, strided=True, branches="shared"),
+    TedShape(8, (5, 9), 40, 24, branches="temporal", patches_only=True),
+    TedShape(3, (4, 4), 37, 13, patches_only=True),
+    TedShape(8, (14, 14), 96, 64),
+    TedShape(8, (16, 16), 64, 65, branches="shared"),
 )
 
 
-def _ted_inputs(shape: _Ted) -> Tensors:
-    generator = torch.Generator().manual_seed(0)
-    tokens = shape.grid[0] * shape.grid[1] + shape.class_token
-    x = _random(generator, shape.clips * shape.frames, tokens, shape.dim)
-    tensors = {"x": _strided(x) if shape.strided else x}
-    branches = {"both": ("temporal", "difference"), "shared": ("shared", "temporal", "difference")}
-    for branch in branches.get(shape.branches, (shape.branches,)):
-        if branch == "shared" or shape.branches != "shared":
-            tensors[f"{branch}.down_weight"] = _random(generator, shape.width, shape.dim) * shape.dim**-0.5
-            tensors[f"{branch}.down_bias"] = _random(generator, shape.width)
-            tensors[f"{branch}.up_weight"] = _random(generator, shape.dim, shape.width) * shape.width**-0.5
-            tensors[f"{branch}.up_bias"] = _random(generator, shape.dim)
-        if branch != "shared":
-            taps = (1, 3) if branch == "temporal" else (1, 3, 3)
-            tensors[f"{branch}.conv_weight"] = _random(generator, shape.width, *taps) * 0.5
-            tensors[f"{branch}.conv_bias"] = _random(generator, shape.width)
-    return tensors
+def _ted_inputs(shape: TedShape) -> Tensors:
+    tokens, shared = shape.grid[0] * shape.grid[1] + shape.class_token, shape.branches == "shared"
+    shapes: dict[str, tuple[int, ...]] = {"x": (shape.clips * shape.frames, tokens, shape.dim)}
+    if shared:
+        shapes |= _projections(shape.dim, shape.width, "shared.")
+    for branch, taps in (("temporal", (1, 3)), ("difference", (1, 3, 3))):
+        if shape.branches in ("both", "shared", branch):
+            shapes |= {} if shared else _projections(shape.dim, shape.width, f"{branch}.")
+            shapes |= {f"{branch}.conv_weight": (shape.width, *taps), f"{branch}.conv_bias": (shape.width,)}
+    return _drawn(shapes, shape.strided)
 
 
-def _run_ted(shape: _Ted, tensors: Tensors, backend: str) -> Tensor:
+def _run_ted(shape: TedShape, tensors: Tensors, backend: str) -> Tensor:
     shared = shape.branches == "shared"
 
     def branch(name: str) -> BranchWeights | None:
@@ -144,66 +158,58 @@ def _run_ted(shape: _Ted, tensors: Tensors, backend: str) -> Tensor:
     )
 
 
-def _ted_cases() -> Iterator[Case]:
-    for shape in _TED:
-        yield Case(
-            "ted_adapter", str(shape), partial(_ted_inputs, shape), partial(_run_ted, shape), strided=shape.strided
-        )
-
-
-def _bottleneck_inputs(shape: tuple[int, ...], width: int, strided: bool) -> Tensors:
-    generator = torch.Generator().manual_seed(0)
-    dim = shape[-1]
-    x = _random(generator, *shape)
-    return {
-        "x": _strided(x) if strided else x,
-        "down_weight": _random(generator, width, dim) * dim**-0.5,
-        "down_bias": _random(generator, width),
-        "up_weight": _random(generator, dim, width) * width**-0.5,
-        "up_bias": _random(generator, dim),
-    }
+def ted_case(shape: TedShape) -> Case:
+    """Of ted_adapter."""
+    temporal, difference = (shape.branches in ("both", "shared", name) for name in ("temporal", "difference"))
+    switches = shape.branches == "shared", shape.class_token, shape.patches_only, shape.sequential, shape.frames
+    call = Call("ted_adapter", ted_layout(temporal, difference, *switches), shape.dim, shape.width, torch.float32)
+    inputs, run = partial(_ted_inputs, shape), partial(_run_ted, shape)
+    return Case("ted_adapter", str(shape), inputs, run, shape.strided, call=call)
 
 
 def _run_bottleneck(activation: str, scale: float, residual: bool, tensors: Tensors, backend: str) -> Tensor:
     return bottleneck_adapter(*tensors.values(), activation=activation, scale=scale, residual=residual, backend=backend)
 
 
+def bottleneck_case(
+    activation: str, shape: tuple[int, ...], width: int, scale: float, residual: bool, strided: bool = False
+) -> Case:
+    """Of bottleneck_adapter."""
+    switches = (f"scale {scale}", "residual" if residual else "no residual", "strided" if strided else "")
+    return Case(
+        "bottleneck_adapter",
+        ", ".join((activation, f"{shape} to {width}", *filter(None, switches))),
+        partial(_drawn, {"x": shape, **_projections(shape[-1], width)}, strided),
+        partial(_run_bottleneck, activation, scale, residual),
+        strided,
+    )
+
+
 def _bottleneck_cases() -> Iterator[Case]:
-    for activation in reference.ACTIVATIONS:
-        for shape, width, scale, residual, strided in (
-            ((1, 8), 4, 1.0, True, False),
-            ((5, 7, 37), 13, 0.5, True, True),
-            ((4, 50, 96), 48, 1.0, False, False),
-        ):
-            switches = (f"scale {scale}", "residual" if residual else "no residual", "strided" if strided else "")
-            yield Case(
-                "bottleneck_adapter",
-                ", ".join((activation, f"{shape} to {width}", *filter(None, switches))),
-                partial(_bottleneck_inputs, shape, width, strided),
-                partial(_run_bottleneck, activation, scale, residual),
-                strided,
-            )
-
-
-def _gelu_inputs(shape: tuple[int, ...], strided: bool) -> Tensors:
-    generator = torch.Generator().manual_seed(0)
-    h = _random(generator, *shape) * 2
-    return {"h": _strided(h) if strided else h, "bias": _random(generator, shape[-1])}
+    for activation in ACTIVATIONS:
+        yield bottleneck_case(activation, (1, 8), 4, 1.0, True)
+        yield bottleneck_case(activation, (5, 7, 37), 13, 0.5, True, strided=True)
+        yield bottleneck_case(activation, (4, 50, 96), 48, 1.0, False)
 
 
 def _run_gelu(activation: str, tensors: Tensors, backend: str) -> Tensor:
     return bias_gelu(tensors["h"], tensors["bias"], activation, backend=backend)
 
 
+def gelu_case(activation: str, shape: tuple[int, ...], strided: bool = False) -> Case:
+    """Of bias_gelu."""
+    name = f"{activation}, {shape}{', strided' if strided else ''}"
+    inputs = partial(_drawn, {"h": shape, "bias": shape[-1:]}, strided)
+    return Case("bias_gelu", name, inputs, partial(_run_gelu, activation), strided)
+
+
 def _gelu_cases() -> Iterator[Case]:
-    for activation in ("quick_gelu", "gelu"):
-        for shape, strided in (((5, 7, 37), True), ((70, 64), False)):
-            name = f"{activation}, {shape}{', strided' if strided else ''}"
-            inputs, run = partial(_gelu_inputs, shape, strided), partial(_run_gelu, activation)
-            yield Case("bias_gelu", name, inputs, run, strided)
+    for activation in GELUS:
+        yield gelu_case(activation, (5, 7, 37), strided=True)
+        yield gelu_case(activation, (70, 64))
 
 
-class _Msta(NamedTuple):
+class MstaShape(NamedTuple):
     sequences: int
     tokens: int
     dim: int
@@ -220,10 +226,10 @@ class _Msta(NamedTuple):
 
 
 _MSTA = (
-    _Msta(1, 1, 8, 4),
-    _Msta(5, 7, 37, 13, strided=True),
+    MstaShape(1, 1, 8, 4),
+    MstaShape(5, 7, 37, 13, strided=True),
     *(
-        _Msta(*shape, time, after_up, strided)
+        MstaShape(*shape, time, after_up, strided)
         for after_up in (False, True)
         for shape, time, strided in (
             ((1, 1, 8, 4), TimeLayout(1), False),
@@ -236,35 +242,33 @@ _MSTA = (
 )
 
 
-def _msta_inputs(shape: _Msta) -> Tensors:
-    generator = torch.Generator().manual_seed(0)
-    dim, width = shape.dim, shape.width
-    x, base = (_random(generator, shape.sequences, shape.tokens, dim) for _ in range(2))
-    tensors = {
-        "x": _strided(x) if shape.strided else x,
-        "base": base,
-        "down_weight": _random(generator, width, dim) * dim**-0.5,
-        "down_bias": _random(generator, width),
-        "shared_weight": _random(generator, width, width) * width**-0.5,
-        "shared_bias": _random(generator, width),
-        "up_weight": _random(generator, dim, width) * width**-0.5,
-        "up_bias": _random(generator, dim),
+def _msta_inputs(shape: MstaShape) -> Tensors:
+    dim, width, tokens = shape.dim, shape.width, (shape.sequences, shape.tokens, shape.dim)
+    # The order decides the values. None of these is so near 0 before a ReLU that a rounding would open or close it.
+    shapes: dict[str, tuple[int, ...]] = {
+        "x": tokens,
+        "base": tokens,
+        "down_weight": (width, dim),
+        "down_bias": (width,),
+        "shared_weight": (width, width),
+        "shared_bias": (width,),
+        "up_weight": (dim, width),
+        "up_bias": (dim,),
     }
     if shape.time is not None:
-        tensors |= {"conv_weight": _random(generator, dim, 1, 3) * 0.5, "conv_bias": _random(generator, dim)}
-    return tensors
+        shapes |= {"conv_weight": (dim, 1, 3), "conv_bias": (dim,)}
+    return _drawn(shapes, shape.strided)
 
 
-def _run_msta(shape: _Msta, tensors: Tensors, backend: str) -> Tensor:
+def _run_msta(shape: MstaShape, tensors: Tensors, backend: str) -> Tensor:
     fields: dict[str, Any] = {name: tensors[name] for name in MSTAWeights._fields if name in tensors}
     weights = MSTAWeights(**fields, after_up=shape.after_up)
     return msta_adapter(tensors["x"], tensors["base"], weights, shape.time, scale=0.5, backend=backend)
 
 
-def _msta_cases() -> Iterator[Case]:
-    for shape in _MSTA:
-        run = partial(_run_msta, shape)
-        yield Case("msta_adapter", str(shape), partial(_msta_inputs, shape), run, strided=shape.strided)
+def msta_case(shape: MstaShape) -> Case:
+    """Of msta_adapter."""
+    return Case("msta_adapter", str(shape), partial(_msta_inputs, shape), partial(_run_msta, shape), shape.strided)
 
 
 def _feature_inputs(rows: int, columns: int, dim: int, scale: float) -> Tensors:
@@ -285,23 +289,23 @@ def _run_soft_target(tensors: Tensors, backend: str) -> Tensor:
     return soft_target_kl(v, w, labels, scale, backend=backend)
 
 
+def cross_entropy_case(rows: int, columns: int, dim: int, scale: float) -> Case:
+    """Of cosine_cross_entropy."""
+    inputs = partial(_feature_inputs, rows, columns, dim, scale)
+    return Case("cosine_cross_entropy", f"B={rows}, C={columns}, D={dim}, scale {scale}", inputs, _run_cross_entropy)
+
+
+def soft_target_case(rows: int, dim: int, scale: float) -> Case:
+    """Of soft_target_kl."""
+    inputs = partial(_feature_inputs, rows, rows, dim, scale)
+    return Case("soft_target_kl", f"B={rows}, D={dim}, scale {scale}", inputs, _run_soft_target)
+
+
 def _loss_cases() -> Iterator[Case]:
     for rows, columns, dim, scale in ((1, 2, 8, 10.0), (5, 7, 33, 14.3), (64, 400, 512, 100.0), (70, 129, 64, 14.3)):
-        inputs = partial(_feature_inputs, rows, columns, dim, scale)
-        name = f"B={rows}, C={columns}, D={dim}, scale {scale}"
-        yield Case("cosine_cross_entropy", name, inputs, _run_cross_entropy)
+        yield cross_entropy_case(rows, columns, dim, scale)
     for rows, dim, scale in ((2, 8, 10.0), (7, 33, 14.3), (64, 512, 100.0), (130, 64, 14.3)):
-        inputs = partial(_feature_inputs, rows, rows, dim, scale)
-        yield Case("soft_target_kl", f"B={rows}, D={dim}, scale {scale}", inputs, _run_soft_target)
-
-
-def _masked_word_inputs(words: int, vocabulary: int, dim: int) -> Tensors:
-    generator = torch.Generator().manual_seed(0)
-    return {
-        "hidden": _random(generator, 3, words, dim),
-        "weight": _random(generator, vocabulary, dim) * dim**-0.5,
-        "bias": _random(generator, vocabulary),
-    }
+        yield soft_target_case(rows, dim, scale)
 
 
 def _word_targets(hidden: Tensor, vocabulary: int) -> Tensor:
@@ -317,14 +321,14 @@ def _run_masked_word(tensors: Tensors, backend: str) -> Tensor:
 def _masked_word_reference(tensors: Tensors, backend: str) -> Tensor:
     hidden, weight, bias = (tensor if tensor.dtype == torch.float64 else tensor.float() for tensor in tensors.values())
     targets = _word_targets(hidden, weight.shape[0]).flatten()
-    return reference.masked_word_loss(hidden.flatten(0, 1), weight, bias, targets) / (targets != IGNORE).sum()
+    return masked_word_reference(hidden.flatten(0, 1), weight, bias, targets) / (targets != IGNORE).sum()
 
 
 def _masked_word_case(words: int, vocabulary: int, dim: int) -> Case:
     return Case(
         "masked_word_loss",
         f"{3 * words} words, V={vocabulary}, D={dim}",
-        partial(_masked_word_inputs, words, vocabulary, dim),
+        partial(_drawn, {"hidden": (3, words, dim), "weight": (vocabulary, dim), "bias": (vocabulary,)}),
         _run_masked_word,
         reference=_masked_word_reference,
     )

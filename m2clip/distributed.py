@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -14,10 +14,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from m2clip.errors import InputError, LostProcessError
+from m2clip.files.folders import locked
+from m2clip.kernels.torch_private import default_store
+from m2clip.process_watch import Watch
 
-# How long processes that have lost one wait to hear which of the others are still there, in seconds.
-_ROLL_CALL = 5.0
-_WAITING = "waiting"
+_watch: Watch | None = None  # over the group that `init` has joined
 
 
 def is_distributed() -> bool:
@@ -57,6 +58,7 @@ def init(timeout_seconds: float = 1800.0, device: str | torch.device | None = No
         InputError: torchrun's environment is incomplete, or a GPU was asked for that is not there.
         LostProcessError: another process did not come in time.
     """
+    global _watch
     chosen = pick_device(device)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
@@ -70,7 +72,8 @@ def init(timeout_seconds: float = 1800.0, device: str | torch.device | None = No
         backend = "nccl" if chosen.type == "cuda" else "gloo"
         try:
             _join(backend, timedelta(seconds=timeout_seconds))
-        except RuntimeError as error:  # also where the store is reached, but not the other processes
+            _watch = Watch(rank(), size, default_store(), timeout_seconds)
+        except (RuntimeError, OSError) as error:  # also where the store is reached, but not the other processes
             raise LostProcessError(
                 f"the {size} processes of the group did not find each other within {timeout_seconds:g} s at "
                 f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} ({' '.join(str(error).split())[:200]}): "
@@ -80,6 +83,9 @@ def init(timeout_seconds: float = 1800.0, device: str | torch.device | None = No
 
 
 def _join(backend: str, timeout: timedelta) -> None:
+    if backend == "nccl":
+        # After an error, end the collective and not the process, so that the loss can be told (2 is CleanUpOnly).
+        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "2")
     restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     if restart == "0" or os.environ.get("LOCAL_WORLD_SIZE") != os.environ["WORLD_SIZE"]:
         dist.init_process_group(backend, timeout=timeout)
@@ -92,9 +98,15 @@ def _join(backend: str, timeout: timedelta) -> None:
 
 
 def shutdown() -> None:
-    """Leave the process group, if there is one."""
+    """Leave the process group, if there is one; where an error is on its way, the other processes learn of it."""
+    global _watch
+    if _watch is not None and (error := sys.exc_info()[1]) is not None:
+        _watch.tell(error)
     if is_distributed():
         dist.destroy_process_group()
+    if _watch is not None:
+        _watch.leave()
+        _watch = None
 
 
 def barrier() -> None:
@@ -113,11 +125,23 @@ class _AllGather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return _OwnRows.apply(grads[0], ctx.rows)
+
+
+class _OwnRows(torch.autograd.Function):
+    """This process's rows of a sum over all processes; each of the two functions is the other's gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: int) -> Tensor:
         # gloo has no reduce_scatter on every supported version, so sum everything and keep our rows.
-        total = grads[0].contiguous().clone()
+        total = x.contiguous().clone()
         dist.all_reduce(total)
-        first = dist.get_rank() * ctx.rows
-        return total[first : first + ctx.rows]
+        first = dist.get_rank() * rows
+        return total[first : first + rows]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return _AllGather.apply(grads[0].contiguous()), None
 
 
 def all_gather_with_grad(x: Tensor) -> Tensor:
@@ -156,14 +180,44 @@ def gather_objects(value: Any) -> list[Any]:
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
-    with losses_told():
+    with report_lost_processes():
         dist.all_gather_object(values, value)
     return values
 
 
+def by_main(work: Callable[[], Any]) -> None:
+    """Work of the main process alone, which the others wait for.
+
+    Raises:
+        InputError: in every process, where the work raised it; the others would wait for the main one until the
+            timeout.
+    """
+    error = None
+    if is_main():
+        try:
+            work()
+        except InputError as problem:
+            error = str(problem)
+    error = gather_objects(error)[0]
+    if error is not None:
+        raise InputError(error)
+
+
 @contextmanager
-def losses_told() -> Iterator[None]:
-    """Tells which process of the group is gone where one waits for it in vain; leaves a word for the others if this
+def locked_by_main(folder: str | os.PathLike[str], what: str) -> Iterator[None]:
+    """A folder for the processes of this group alone; the main one holds its lock (`m2clip.files.folders.locked`).
+
+    Raises:
+        InputError: in all of them, where another call holds the folder or it cannot be written to.
+    """
+    with ExitStack() as held:
+        by_main(lambda: held.enter_context(locked(folder, what)))
+        yield
+
+
+@contextmanager
+def report_lost_processes() -> Iterator[None]:
+    """Tells which process of the group is gone, where this one waits for it; leaves a word for the others if this
     one ends with an error itself.
 
     Raises:
@@ -178,46 +232,20 @@ def losses_told() -> Iterator[None]:
         if not is_distributed() or world_size() == 1:
             raise
         if not _is_loss(error):
-            with suppress(Exception):
-                _store().set(f"m2clip/{rank()}", f"ended with: {' '.join(str(error).split()) or type(error).__name__}")
+            if _watch is not None:
+                _watch.tell(error)
             raise
         reason = " ".join(str(error).split())
-    raise _call_the_roll("did not answer in time" if "imed out" in reason else "is gone, killed or out of memory")
-
-
-def _is_loss(error: BaseException) -> bool:
-    """Whether a collective failed for want of another process; gloo says so with a plain RuntimeError."""
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
-
-
-def _call_the_roll(guess: str) -> LostProcessError:
-    own, size = rank(), world_size()
-    words: dict[int, str] = {own: _WAITING}
-    try:
-        store = _store()
-        store.set_timeout(timedelta(seconds=_ROLL_CALL))
-        store.set(f"m2clip/{own}", _WAITING)
-        end = time.monotonic() + _ROLL_CALL
-        while len(words) < size and time.monotonic() < end:
-            for number in range(size):
-                if number not in words and store.check([f"m2clip/{number}"]):
-                    words[number] = store.get(f"m2clip/{number}").decode("utf-8", "replace")
-            time.sleep(0.1)
-    except (RuntimeError, OSError):
-        guess = "is gone, or the process or machine that keeps the group together"
-    here = [number for number, word in words.items() if word == _WAITING]
-    lost = [f"process {number} {words.get(number, guess)}" for number in range(size) if number not in here]
-    return LostProcessError(
-        f"{'; '.join(lost) or 'the connection between the processes broke'} (numbered 0 to {size - 1}): the others "
-        "cannot go on without it; start again, and training goes on from its last checkpoint (torchrun --max-restarts "
-        "3 does so by itself)",
-        silent=own != min(here),
+    raise (
+        _watch.loss()
+        if _watch is not None
+        else LostProcessError(f"another process is gone or did not answer in time ({reason[:200]}): start again")
     )
 
 
-def _store() -> Any:
-    """The key-value store that the group met at; it outlives single processes."""
-    return dist.distributed_c10d._get_default_store()
+def _is_loss(error: BaseException) -> bool:
+    """Whether a collective failed because another process is gone; gloo says so with a plain RuntimeError."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def _environment_int(name: str, default: int) -> int:
@@ -234,13 +262,13 @@ def pick_device(device: str | torch.device | None) -> torch.device:
     """The device "cpu", "cuda" or "cuda:N"; None is this process's GPU where there is one, else the CPU.
 
     Raises:
-        InputError: an unknown device, or a GPU that is not there.
+        InputError: an unknown device, one that is not there, or one that does not compute.
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(device)
-    except RuntimeError:
+    except (RuntimeError, ValueError, TypeError, OverflowError):
         raise InputError(f"device {str(device)!r} is unknown: use cpu, cuda or cuda:0, cuda:1, ...") from None
     if chosen.type == "cuda":
         count = torch.cuda.device_count()
@@ -248,4 +276,10 @@ def pick_device(device: str | torch.device | None) -> torch.device:
         if index >= count:
             raise InputError(f"device cuda:{index} does not exist: this machine has {count} GPU(s)")
         return torch.device("cuda", index)
+    try:
+        torch.ones(1, device=chosen).add(1).item()
+    except Exception:  # what a device that is not there raises differs with its type and with the version of torch
+        raise InputError(
+            f"device {str(device)!r} does not compute here: use cpu, or cuda on a machine with a GPU"
+        ) from None
     return chosen

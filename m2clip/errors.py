@@ -18,3 +18,25 @@ class LostProcessError(RuntimeError):
     def __init__(self, message: str, silent: bool = False) -> None:
         super().__init__(message)
         self.silent = silent
+
+
+class LostSourceError(RuntimeError):
+    """A camera or an address that gave frames gives none any more; the message names it.
+
+    Attributes:
+        exit_code: what a program returns that ends with this error.
+    """
+
+    exit_code = 3
+
+
+class Notice(UserWarning):
+    """What a user should know although the work goes on; the message is one line.
+
+    Attributes:
+        facts: the same as JSON values by field.
+    """
+
+    def __init__(self, message: str, **facts: object) -> None:
+        super().__init__(message)
+        self.facts = facts

@@ -14,6 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from m2clip.kernels.ops.checks import check_count, check_flag, check_float, check_number
+from m2clip.towers.precision import at_least_fp32
+
 
 def frame_distances(query: Tensor, support: Tensor) -> Tensor:
     """1 - cosine of every frame of every query with every frame of every class.
@@ -27,13 +30,15 @@ def frame_distances(query: Tensor, support: Tensor) -> Tensor:
     Raises:
         ValueError: other shapes. TypeError: integers.
     """
+    for name, frames in (("query", query), ("support", support)):
+        check_float(name, frames, rows=False)
     if min(query.dim(), support.dim()) < 3 or query.shape[-1] != support.shape[-1]:
         raise ValueError(
             "frames must be (..., Q, T, D) for the queries and (..., N, S, D) for the classes, "
             f"got {tuple(query.shape)} and {tuple(support.shape)}"
         )
     with torch.autocast(query.device.type, enabled=False):
-        sides = [_at_least_fp32(frames).flatten(-3, -2) for frames in (query, support)]
+        sides = [at_least_fp32(frames).flatten(-3, -2) for frames in (query, support)]
         # Cosines are scaled and not the features, which are far larger and would be written and kept a second time.
         scales = [torch.linalg.vector_norm(side, dim=-1).clamp_min(1e-12).reciprocal() for side in sides]
         cosines = sides[0] @ sides[1].mT * scales[0].unsqueeze(-1) * scales[1].unsqueeze(-2)
@@ -65,8 +70,9 @@ def otam(distances: Tensor, smoothing: float = 0.5) -> Tensor:
     smoothing = 0.5 as in CLIP-FSAR's code.
     """
     distances = _checked(distances)
-    if not 0 <= smoothing < math.inf:
-        raise ValueError(f"smoothing must be a finite number that is not negative, got {smoothing}")
+    smoothing = check_number("smoothing", smoothing)
+    if smoothing < 0:
+        raise ValueError(f"smoothing must not be negative, got {smoothing}")
     soft = smoothing > 0
     # Weights of alignments are kept as logarithms, which neither overflow nor vanish. The axis over which the recursion
     # runs comes first: what each of its steps reads and writes is contiguous.
@@ -118,20 +124,16 @@ def bi_mhm(distances: Tensor, mean: bool = False) -> Tensor:
     Source: Wang et al., "Hybrid Relation Guided Set Matching for Few-shot Action Recognition" (CVPR 2022).
     """
     distances = _checked(distances)
+    check_flag("mean", mean)
     nearest = distances.amin(-1), distances.amin(-2)
     return nearest[0].mean(-1) + nearest[1].mean(-1) if mean else nearest[0].sum(-1) + nearest[1].sum(-1)
 
 
 def _checked(distances: Tensor) -> Tensor:
+    check_float("distances", distances, rows=False)
     if distances.dim() < 2 or 0 in distances.shape[-2:]:
         raise ValueError(f"distances must be (..., T, S) with at least one frame each, got {tuple(distances.shape)}")
-    return _at_least_fp32(distances)
-
-
-def _at_least_fp32(tensor: Tensor) -> Tensor:
-    if not tensor.is_floating_point():
-        raise TypeError(f"frames and their distances must be floats, got {tensor.dtype}")
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+    return at_least_fp32(distances)
 
 
 class TRX(nn.Module):
@@ -153,6 +155,7 @@ class TRX(nn.Module):
 
     Raises:
         ValueError: cardinalities that are none, or not between 1 and num_frames; at the call, other shapes.
+        TypeError: sizes that are not integers.
 
     Source: Perrett et al., "Temporal-Relational CrossTransformers for Few-Shot Action Recognition" (CVPR 2021). As read
     here: sinusoidal positions of the frames, times 0.1, and the average over cardinalities, which the paper sums, are
@@ -172,7 +175,14 @@ class TRX(nn.Module):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
-        if not cardinalities or not all(1 <= cardinality <= num_frames for cardinality in cardinalities):
+        check_count("dim", dim)
+        check_count("num_frames", num_frames)
+        check_count("width", width)
+        if isinstance(cardinalities, str) or not isinstance(cardinalities, Sequence):
+            raise TypeError(f"cardinalities must be integers in a list, got {cardinalities!r}")
+        if not cardinalities or not all(
+            1 <= check_count("a cardinality", size, least=0) <= num_frames for size in cardinalities
+        ):
             raise ValueError(
                 f"cardinalities must be between 1 and num_frames = {num_frames}, got {tuple(cardinalities)}"
             )
@@ -230,7 +240,10 @@ def prototype_distances(query_key: Tensor, query_value: Tensor, key: Tensor, val
     """Mean squared distance of a query's values to what its keys attend to among a class's M tuples.
 
     Args:
-        query_key, query_value: (..., Q, P, W). key, value: (..., N, M, W).
+        query_key: (..., Q, P, W).
+        query_value: (..., Q, P, W).
+        key: (..., N, M, W).
+        value: (..., N, M, W).
 
     Returns:
         (..., Q, N). The square is multiplied out, so that no prototype (Q * N * P * W numbers) is ever stored; rounding

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from m2clip.data.annotations import Annotations, VideoItem
 from m2clip.data.clips import ClipSettings
+from m2clip.data.lists.annotations import Annotations, VideoItem
 
 SIDE = 8
 
@@ -33,8 +34,10 @@ class PixelModel(nn.Module):
         self.switched_off: list[tuple[str, ...]] = []
         self.batches: list[int] = []
 
-    def set_class_names(self, names: list[str]) -> None:
-        self.class_names = list(names)
+    def with_class_names(self, names: list[str] | None) -> PixelModel:
+        twin = copy.copy(self)
+        twin.class_names = self.class_names if names is None else list(names)
+        return twin
 
     @contextmanager
     def adapters_disabled(self, *which: str) -> Iterator[None]:
@@ -78,7 +81,7 @@ class PixelVideos:
 
 def random_tiny_clip() -> nn.Module:
     """The bundled CLIP's architecture with random weights, always the same ones."""
-    from m2clip.tiny import build_tiny_clip
+    from m2clip.towers.tiny import build_tiny_clip
 
     with torch.random.fork_rng():
         torch.manual_seed(0)

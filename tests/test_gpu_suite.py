@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
+import re
+import signal
 import subprocess
 import sys
 import tarfile
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -26,12 +31,16 @@ def tools(monkeypatch: pytest.MonkeyPatch) -> Any:
     return type("Tools", (), {"suite": gpu_suite, "steps": gpu_steps, "checks": gpu_checks})
 
 
+def suite(*options: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, ROOT / "tools" / "gpu_suite.py", *options]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
 def test_the_dry_run_checks_every_step(tmp_path: Path) -> None:
-    command = [sys.executable, ROOT / "tools" / "gpu_suite.py", "--dry", "--no-build", "--out", tmp_path / "out"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = suite("--dry", "--only", "compile", "checks", "tune", "benchmarks", "--out", tmp_path / "out")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "tests of tests/gpu collected, 13 steps parsed" in done.stdout
-    assert int(done.stdout.split(" tests of tests/gpu")[0].split()[-1]) > 300
+    assert "tests of tests/gpu collected, 20 steps parsed" in done.stdout
+    assert int(done.stdout.split(" tests of tests/gpu")[0].split()[-1]) > 200
     assert "everything that can be checked here is right" in done.stdout
 
 
@@ -60,10 +69,10 @@ def test_steps_fail_and_run_out_of_time_without_stopping_the_rest(tools: Any, tm
         tools.steps.Step("absent", ("no-such-program",), 20),
         tools.steps.Step("late", ("python", "-c", "1"), 0),
     ]
-    suite = type("Suite", (), {"stages": lambda self, left: [steps[:2], *([step] for step in steps[2:])]})()
+    stages = type("Suite", (), {"stages": lambda self, left: [steps[:2], *([step] for step in steps[2:])]})()
     args = type("Arguments", (), {"out": tmp_path / "out", "archive": tmp_path / "a" / "out.tar.gz", "only": None})
     args.out.mkdir()
-    outcomes = tools.suite.run_all(suite, sys.executable, args, time.monotonic() + 60)
+    outcomes = tools.suite.run_all(stages, sys.executable, args, time.monotonic() + 60)
     assert [outcome.code for outcome in outcomes] == [0, 1, 124, 127, 124]
     assert [outcome.reason for outcome in outcomes][1] == "no luck"
     assert "OUT OF TIME" in str(outcomes[2]) and "FAILED" in str(outcomes[3])
@@ -76,19 +85,88 @@ def test_steps_fail_and_run_out_of_time_without_stopping_the_rest(tools: Any, tm
     assert not child.exists()  # what a step has started ends with it
 
 
-def test_all_time_is_shared_out_and_no_more(tools: Any, tmp_path: Path) -> None:
-    left = [540.0]
-    names = []
-    for stage in tools.steps.Suite(tmp_path).stages(lambda: left[0]):
+@pytest.mark.parametrize(
+    ("only", "first", "last"),
+    [
+        ((), "build", "goals"),
+        (("build", "compile", "checks"), "build", "synccheck"),
+        (("tune", "benchmarks"), "tune_384", "goals"),
+        (("mixer_speed",), "mixer_speed", "mixer_speed"),
+    ],
+)
+def test_all_time_is_shared_out_and_no_more(only: Any, first: str, last: str, tools: Any, tmp_path: Path) -> None:
+    left, names = [540.0], []
+    for stage in tools.steps.Suite(tmp_path, only=only).stages(lambda: left[0]):
         names += [step.name for step in stage]
         assert all(step.limit <= left[0] for step in stage)
-        left[0] -= stage[0].limit
+        left[0] -= stage[0].limit if stage else 0.0
     assert left[0] == pytest.approx(0, abs=1)
-    assert names[0] == "build" and names[-1] == "goals" and {"tests", "memcheck", *tools.steps.BENCHMARKS} <= set(names)
+    assert (names[0], names[-1]) == (first, last)
+    assert ("tests" in names, "racecheck" in names) == (not only or "checks" in only,) * 2
+    assert (set(tools.steps.BENCHMARKS) <= set(names)) == (not only or "benchmarks" in only)
 
 
 def test_an_unknown_step_is_refused(tmp_path: Path) -> None:
-    command = [sys.executable, ROOT / "tools" / "gpu_suite.py", "--only", "everything", "--out", tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = suite("--only", "everything", "--out", tmp_path)
     assert done.returncode == 2
     assert "everything" in done.stderr
+
+
+# ---- the kernels that the suite compiles beforehand ----
+
+
+def recorded(*sources: str) -> dict[str, int]:
+    """By kernel, how often it is compiled for what these steps launch."""
+    command = [sys.executable, ROOT / "tools" / "gpu_compile.py", "--count", *sources]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return {words[1]: int(words[0]) for words in map(str.split, done.stdout.splitlines()) if len(words) == 2}
+
+
+def test_the_tests_on_a_gpu_do_not_compile_for_minutes() -> None:
+    pytest.importorskip("triton")
+    assert 100 < sum(recorded("tests").values()) <= 700
+
+
+def test_the_sanitizers_see_every_triton_kernel() -> None:
+    pytest.importorskip("triton")
+    sources = (ROOT / "kernels" / "triton").glob("*.py")
+    launched = {name for path in sources for name in re.findall(r"(\w+_kernel)\[", path.read_text())}
+    assert len(launched) > 15 and launched == recorded("small").keys()
+
+
+def test_the_sanitizers_see_every_launch_of_the_cuda_extension(tools: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    import gpu_compile
+    import gpu_small
+
+    from m2clip.kernels.cuda import extension, ted
+
+    called = mock.MagicMock()
+    called.mixer_workspace.return_value = 16
+    for module in (extension, ted):
+        monkeypatch.setattr(module, "stream", lambda: 0)
+    monkeypatch.setattr(extension, "extension", called)
+    with gpu_compile.recording(90):
+        for work, dtype in itertools.product(gpu_small.WORKLOADS, gpu_small.DTYPES):
+            if work.op == "ted_adapter":
+                list(gpu_small.results(work, "cuda", dtype))
+    stub = (ROOT / "kernels" / "_cuda.pyi").read_text()
+    launches = set(re.findall(r"^def (\w+)\([^)]*stream", stub, re.MULTILINE))
+    assert "hopper_adapter_forward" in launches and len(launches) > 3
+    assert launches <= {name for name, _, _ in called.mock_calls}
+
+
+def test_kernels_are_compiled_until_the_time_is_over_and_failures_told(tools: Any) -> None:
+    pytest.importorskip("triton")
+    import gpu_compile
+
+    def broken() -> str:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return ""
+
+    assert gpu_compile.compile_all([lambda: "", lambda: "k: no such type"], 2, 60) == (2, ["k: no such type"])
+    done, wrong = gpu_compile.compile_all([broken], 1, 60)
+    assert done == 0 and len(wrong) == 1 and wrong[0].startswith("1 not compiled")
+    slow = [lambda: time.sleep(0.5) or ""] * 50
+    assert gpu_compile.compile_all(slow, 2, 0.7)[0] < 10

@@ -71,21 +71,25 @@ print(json.dumps(wrong))
 
 
 def _ask(python: str, code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run code with the working directory elsewhere, so that only what is installed is imported."""
-    return subprocess.run(
-        [python, "-c", code, *arguments],
-        cwd=tempfile.gettempdir(),
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    """Run code with an empty folder as the working directory, so that only what is installed is imported."""
+    with tempfile.TemporaryDirectory() as empty:
+        return subprocess.run(
+            [python, "-c", code, *arguments],
+            cwd=empty,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
 
 
-def imports_checkout(python: str) -> bool:
-    """Whether a Python has m2clip installed from this checkout."""
-    found = _ask(python, _FILE).stdout.strip()
-    return bool(found) and Path(found).resolve() == ROOT / "kernels" / "__init__.py"
+def import_problem(python: str) -> str:
+    """Why a Python does not import m2clip from this checkout; empty where it does."""
+    done = _ask(python, _FILE)
+    found = done.stdout.strip()
+    if done.returncode or not found:
+        return f"m2clip does not import: {(done.stderr.strip().splitlines() or ['no output'])[-1]}"
+    return "" if Path(found).resolve() == ROOT / "kernels" / "__init__.py" else f"m2clip is imported from {found}"
 
 
 def has_gpu(python: str) -> bool:

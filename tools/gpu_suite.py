@@ -1,24 +1,30 @@
-"""Everything that needs a GPU, in one go: build, tests, sanitizers, benchmarks, and the table of goals.
+"""Everything that needs a GPU: build, tests, sanitizers, tuning, benchmarks, and the table of goals.
 
-    make gpu OUT=folder                 # with .venv if it exists, else with python3
-    python3 tools/gpu_suite.py --out folder --seconds 540 --archive results/gpu.tar.gz
+    make gpu OUT=folder                 # with .venv if it exists, else with python3; ends after nine minutes
     make gpu DRY=1                      # without a GPU: build, collect, parse every command, tell what is missing
+
+Where a command may run for ten minutes, two calls have time for twice as much; the second one finds built what the
+first one has built, and where the machine is another one by then, it builds again:
+
+    make gpu OUT=build/gpu ONLY="build compile checks" ARCHIVE=results/checks.tar.gz
+    make gpu OUT=build/gpu ONLY="build compile tune benchmarks" ARCHIVE=results/speed.tar.gz
 
 Steps go on after a failure; each has a log in the folder, and summary.json and the last lines tell which failed. The
 exit code is 1 if one did. Where a step is out of time it is ended and counts as failed; a benchmark is told how long it
-may take and leaves the rest of its shapes out.
+may take, leaves the rest of its shapes out, and writes its results after each of them. --archive packs the whole folder
+into one file again after each stage, so that it is complete however the run ends.
 
-A machine without network: nothing is fetched. m2clip runs from this checkout; where the Python at hand does not have it
-installed, an environment is made in build/gpu-env that sees all packages of that Python and m2clip beside them. What
-that Python lacks can be brought as wheels in a folder (--wheels, by default .whl), which are installed there without
-their dependencies. On a machine that is connected:
+A machine without network and git: nothing is fetched. m2clip runs from this checkout; where the Python at hand does not
+have it installed, an environment is made in build/gpu-env that sees all packages of that Python and m2clip beside them.
+What that Python lacks (`make gpu DRY=1` tells) can be brought as wheels in a folder (--wheels, by default .whl), which
+are installed there without their dependencies, and the commit of the results in a file COMMIT. Where there are but
+PyTorch, torchvision, Triton and pytest, these are all that is needed; on a machine that is connected:
 
-    python3 -m pip download --no-deps --only-binary=:all: --python-version 3.12 -d .whl open_clip_torch ftfy wcwidth
-
-A machine on which a command may run for ten minutes and that hands back few files: --archive packs the whole folder
-into one file again after each step, so that it is complete however the run ends:
-
-    make gpu OUT=build/gpu ARCHIVE=results/gpu.tar.gz
+    python3 -m pip download --no-deps --only-binary=:all: --python-version 3.12 -d .whl \\
+        pytest-timeout pytest-xdist execnet pybind11 ninja rich markdown-it-py mdurl pygments \\
+        open_clip_torch ftfy wcwidth regex tqdm pyyaml safetensors \\
+        matplotlib contourpy cycler fonttools kiwisolver pyparsing python-dateutil six pillow
+    git rev-parse --short HEAD > COMMIT
 """
 
 from __future__ import annotations
@@ -39,7 +45,7 @@ from pathlib import Path
 from typing import Any
 
 import gpu_checks
-from gpu_steps import Step, Suite
+from gpu_steps import GROUPS, Step, Suite
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = ROOT / "build" / "gpu-env"
@@ -65,15 +71,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu", help="folder of logs and results")
     parser.add_argument("--archive", type=Path, metavar="FILE", help=".tar.gz that always holds the folder")
     parser.add_argument("--seconds", type=float, default=540, help="for everything")
-    parser.add_argument("--only", nargs="+", metavar="STEP", help="of the steps that --dry lists")
+    parser.add_argument("--only", nargs="+", metavar="STEP", help=f"steps that --dry lists, {', '.join(GROUPS)}")
     parser.add_argument("--wheels", type=Path, default=ROOT / ".whl", help="folder of wheels to install")
     parser.add_argument("--dry", action="store_true", help="check everything that can be checked without a GPU")
-    parser.add_argument("--no-build", action="store_true", help="take the extension as it is")
     args = parser.parse_args()
     names = [step.name for stage in Suite(args.out).stages(lambda: args.seconds) for step in stage]
-    unknown = set(args.only or ()) - set(names)
+    unknown = sorted(set(args.only or ()) - {*names, *GROUPS})
     if unknown:
-        parser.error(f"unknown step {sorted(unknown)[0]!r}; choose from {', '.join(names)}")
+        parser.error(f"unknown step {unknown[0]!r}; choose from {', '.join((*GROUPS, *names))}")
     return args
 
 
@@ -121,7 +126,7 @@ def environment_python(out: Path, wheels: Path, build: bool) -> tuple[str, str]:
 
     build: whether a step follows that compiles the extensions, which then need not be compiled here.
     """
-    if gpu_checks.imports_checkout(sys.executable):
+    if not gpu_checks.import_problem(sys.executable):
         return sys.executable, ""
     with open(out / "environment.log", "w") as log:
 
@@ -148,7 +153,8 @@ def environment_python(out: Path, wheels: Path, build: bool) -> tuple[str, str]:
             return "", "the wheels cannot be installed"
         if not call(*install, "--no-build-isolation", "--editable", ROOT):
             return "", "m2clip cannot be installed"
-    return (str(python), "") if gpu_checks.imports_checkout(str(python)) else ("", "m2clip does not import")
+    problem = gpu_checks.import_problem(str(python))
+    return ("", problem) if problem else (str(python), "")
 
 
 def pack(out: Path, archive: Path | None) -> None:
@@ -165,8 +171,7 @@ def pack(out: Path, archive: Path | None) -> None:
 def run_all(suite: Suite, python: str, args: argparse.Namespace, deadline: float) -> list[Outcome]:
     """All steps: those of a stage at once where they may be."""
     outcomes: list[Outcome] = []
-    for stage in suite.stages(lambda: max(deadline - time.monotonic(), 0.0)):
-        steps = [step for step in stage if not args.only or step.name in args.only]
+    for steps in suite.stages(lambda: max(deadline - time.monotonic(), 0.0)):
 
         def one(step: Step) -> Outcome:
             outcome = run(step, python, args.out, min(step.limit, deadline - time.monotonic()))
@@ -198,13 +203,16 @@ def main() -> None:
     args.out = args.out.resolve()
     args.out.mkdir(parents=True, exist_ok=True)
     # Programs that came with Python's packages, such as ninja, are there.
-    os.environ["PATH"] = os.pathsep.join((os.environ["PATH"], str(Path(sys.executable).parent)))
-    python, reason = environment_python(args.out, args.wheels, not args.no_build)
+    programs = (str(Path(sys.executable).parent), str(ENVIRONMENT / "bin"))
+    os.environ["PATH"] = os.pathsep.join((os.environ["PATH"], *programs))
+    os.environ.setdefault("TRITON_CACHE_DIR", str(ROOT / "build" / "gpu-triton"))  # for the next call, too
+    builds = not args.only or "build" in args.only
+    python, reason = environment_python(args.out, args.wheels, builds)
     if not python:
         pack(args.out, args.archive)
         sys.exit(f"no environment: {reason} (see {args.out / 'environment.log'})")
     has_gpu = gpu_checks.has_gpu(python)
-    suite = Suite(args.out, not args.no_build, gpu_checks.architectures(python))
+    suite = Suite(args.out, gpu_checks.architectures(python), tuple(args.only or ()))
     if args.dry or not has_gpu:
         show([] if args.dry else ["PyTorch sees no GPU here: a dry run"])
         sys.exit(dry(suite, python, args, deadline))
@@ -220,17 +228,19 @@ def main() -> None:
 def dry(suite: Suite, python: str, args: argparse.Namespace, deadline: float) -> int:
     """Check all that can be checked without a GPU and print the plan; 1 if something is wrong."""
     wrong: list[str] = []
-    if suite.build:
-        outcome = run(suite.build_step(), python, args.out, deadline - time.monotonic())
-        show([str(outcome)])
-        wrong += [f"build: {outcome.reason}"] if outcome.code else []
+    for step in suite.first_steps():
+        if step.name == "build":
+            outcome = run(step, python, args.out, deadline - time.monotonic())
+            show([str(outcome)])
+            wrong += [f"build: {outcome.reason}"] if outcome.code else []
     show(["", f"plan, {args.seconds:.0f} s, if all of a step's time is used; steps of a line at once:"])
     steps: list[Step] = []
     left = [args.seconds]
     for stage in suite.stages(lambda: left[-1]):
-        show([f"  {' + '.join(step.name for step in stage)}: {stage[0].limit:.0f} s"])
-        left.append(max(left[-1] - stage[0].limit, 0.0))
-        steps += stage
+        if stage:
+            show([f"  {' + '.join(step.name for step in stage)}: {stage[0].limit:.0f} s"])
+            left.append(max(left[-1] - stage[0].limit, 0.0))
+            steps += stage
     wrong += gpu_checks.wrong_commands(steps, python)
     number, complaint = gpu_checks.collected(python)
     wrong += [complaint] if complaint else []

@@ -26,11 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-
-from m2clip.data.motion import BASE_CLASSES, NOVEL_CLASSES, SHAPES, clip_seed, render_clip
-from m2clip.data.motion_stills import (
+from motion_stills import (
     ATTRIBUTES,
     OPENINGS,
     draw_captions,
@@ -38,7 +34,11 @@ from m2clip.data.motion_stills import (
     vocabulary,
     write_caption,
 )
-from m2clip.tiny import EMBEDDING, TINY_CONFIG, build_tiny_clip, pack_state
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from m2clip.data.built_in.motion import BASE_CLASSES, NOVEL_CLASSES, SHAPES, clip_seed, render_clip
+from m2clip.towers.tiny import EMBEDDING, TINY_CONFIG, build_tiny_clip, pack_state
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -150,7 +150,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Pre-train the bundled tiny CLIP on rendered stills with captions.")
     parser.add_argument("--steps", type=int, default=1_000_000, help="number of steps")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this time, whichever is first")
-    parser.add_argument("--images", type=int, default=256, help="images a step")
+    parser.add_argument("--images", type=int, default=256, help="images per step")
     parser.add_argument("--captions", type=int, default=128, help="captions a step")
     parser.add_argument("--lr", type=float, default=2e-3, help="largest learning rate")
     parser.add_argument("--weight-decay", type=float, default=0.05)

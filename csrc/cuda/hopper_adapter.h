@@ -3,6 +3,8 @@
 
 #include <stdint.h>
 
+#include <string>
+
 // Rows are the B*T*L tokens of B clips of T frames, L = class_token + grid_height * grid_width. All tensors are
 // contiguous on the current device, activations and weights in one dtype and on 16-byte boundaries. C is the number of
 // columns between the projections: 2R with a projection for each of two branches (the temporal one's columns first),
@@ -34,6 +36,9 @@ struct HopperAdapterArgs {
     bool residual;  // add x
     bool half;      // fp16; else bf16
 };
+
+// What is not as it has to be, in one line, or nothing.
+std::string hopper_adapter_problem(const HopperAdapterArgs& args);
 
 // Enqueues the adapter on a stream (a cudaStream_t) without waiting for it; may be captured into a CUDA graph.
 // Returns 0, or a cudaError_t: cudaErrorInvalidValue (1) where sizes or pointers are not as above or rows, tiles or

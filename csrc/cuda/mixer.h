@@ -64,14 +64,19 @@ struct MixerPlan {
 constexpr int32_t tile_bytes = 64;  // of channels
 constexpr int32_t stages = 4;       // frames in shared memory: the last, this, the next, and one on its way
 // Threads of a block at most, channels of a thread, and patches beside each other that it works on: as many as its
-// registers hold with two blocks on a multiprocessor (tools/cuda_resources.py shows them).
+// registers hold with three blocks on a multiprocessor, backward with two (tools/cuda_resources.py shows them).
 struct MixerBlock {
     int32_t most_threads, channels, strip;
 };
-constexpr MixerBlock forward_block{256, 4, 4};
-constexpr MixerBlock backward_block{192, 2, 7};
+constexpr MixerBlock forward_block{224, 2, 7};
+constexpr MixerBlock backward_block{224, 2, 7};
 
-constexpr int32_t sum_rows = 24;    // 3 + 1 + 1 sums of the temporal branch, 9 + 1 + 9 of the difference branch
+// What a thread of the backward pass keeps in shared memory from frame to frame: so many times its channels, in fp32.
+constexpr int32_t kept_rows = backward_block.strip + 4;
+constexpr int32_t kept_bytes = kept_rows * backward_block.channels * backward_block.most_threads * 4;
+
+constexpr int32_t weight_rows = 15;  // 3 + 1 weights of the temporal branch, 9 + 1 + 1 of the difference branch
+constexpr int32_t sum_rows = 24;     // 3 + 1 + 1 sums of the temporal branch, 9 + 1 + 9 of the difference branch
 
 // The static rule: a function of the shape and the dtype alone, so that results are the same bits on every GPU.
 // With rows > 0 the tiles have at most so many rows of patches, which may be no more than fit into a block.

@@ -12,91 +12,67 @@ constexpr int N = backward_block.channels, strip = backward_block.strip;
 constexpr int most_threads = backward_block.most_threads;
 
 // Sums of the temporal branch, in the order of the workspace's rows.
+template <int M>
 struct TemporalSums {
-    Floats<N> taps[3], bias, down;
+    Floats<M> taps[3], bias, down;
 
-    __device__ __forceinline__ TemporalSums() : bias(zeros<N>()), down(zeros<N>()) {
-        for (int k = 0; k < 3; ++k) taps[k] = zeros<N>();
+    __device__ __forceinline__ TemporalSums() : bias(zeros<M>()), down(zeros<M>()) {
+        for (int k = 0; k < 3; ++k) taps[k] = zeros<M>();
     }
 };
 
-// A token of the temporal branch in three frames, of which the outer ones count as zero outside the clip.
+// A token of the temporal branch in three frames; those outside the clip are zero.
+template <int M>
 struct TemporalToken {
-    Floats<N> h[3], du[3];
+    Floats<M> h[3], du[3];
 
-    __device__ __forceinline__ Floats<N> u(const Floats<N> (&taps)[3]) const {
-        Floats<N> x = zeros<N>();
+    __device__ __forceinline__ Floats<M> u(const Floats<M> (&taps)[3], Floats<M> x) const {
         for (int k = 0; k < 3; ++k) multiply_add(x, taps[k], h[k]);
         return x;
     }
-    __device__ __forceinline__ Floats<N> dh(const Floats<N> (&taps)[3]) const {
-        Floats<N> x = zeros<N>();
+    __device__ __forceinline__ Floats<M> dh(const Floats<M> (&taps)[3]) const {
+        Floats<M> x = zeros<M>();
         for (int k = 0; k < 3; ++k) multiply_add(x, taps[2 - k], du[k]);
         return x;
     }
-    __device__ __forceinline__ void add_to(TemporalSums& sums, const Floats<N>& dh) const {
+    __device__ __forceinline__ void add_to(TemporalSums<M>& sums, const Floats<M>& dh) const {
         for (int k = 0; k < 3; ++k) multiply_add(sums.taps[k], du[1], h[k]);
         add(sums.bias, du[1]);
         add(sums.down, dh);
     }
 };
 
-// Where a thread finds h and du of the frames t - 1, t and t + 1.
-template <typename T>
-struct Around {
-    const T* h[3];
-    const T* du[3];
-    bool there[3];
-
-    __device__ __forceinline__ TemporalToken token(int offset) const {
-        TemporalToken x;
-        for (int k = 0; k < 3; ++k) {
-            x.h[k] = there[k] ? load<N>(h[k] + offset) : zeros<N>();
-            x.du[k] = there[k] ? load<N>(du[k] + offset) : zeros<N>();
-        }
-        return x;
-    }
-    __device__ __forceinline__ TemporalToken token_of(int count) const {
-        TemporalToken x;
-        for (int k = 0; k < 3; ++k) {
-            x.h[k] = load_some<N>(h[k], there[k] ? count : 0);
-            x.du[k] = load_some<N>(du[k], there[k] ? count : 0);
-        }
-        return x;
-    }
-};
-
-template <typename T, typename Pipe>
-__device__ __forceinline__ Around<T> around(const Pipe& pipeline, int t, int offset) {
-    Around<T> x;
+// A token in shared memory, `offset` values into the frames around t.
+template <int M, typename Pipe>
+__device__ __forceinline__ TemporalToken<M> token_at(const Pipe& pipeline, int t, int offset) {
+    TemporalToken<M> x;
     for (int k = 0; k < 3; ++k) {
-        x.h[k] = pipeline.frame(0, t + k - 1) + offset;
-        x.du[k] = pipeline.frame(1, t + k - 1) + offset;
-        x.there[k] = 0 <= t + k - 1 && t + k - 1 < pipeline.frames;
+        x.h[k] = load<M>(pipeline.frame(0, t + k - 1) + offset);
+        x.du[k] = load<M>(pipeline.frame(1, t + k - 1) + offset);
     }
     return x;
 }
 
-// One row of sums: N values of every thread, added over the threads that have the same channels.
-template <int groups>
+// Rows of sums: M values of every thread, added over the threads that have the same channels, `groups` apart.
+template <int M, int groups>
 struct SumWriter {
     float* memory;
     int rows = 0;
 
-    __device__ __forceinline__ void put(const Floats<N>& x) {
-        store(memory + (rows++ * blockDim.x + threadIdx.x) * N, x);
+    __device__ __forceinline__ void put(const Floats<M>& x) {
+        store(memory + (rows++ * blockDim.x + threadIdx.x) * M, x);
     }
 
     // Rows of the workspace from `to` on; partial sums of the block's channels.
     __device__ void write(float* to, int width, int channel) const {
         __syncthreads();
-        constexpr int channels = groups * N;
+        constexpr int channels = groups * M;
         for (int i = threadIdx.x; i < rows * channels; i += blockDim.x) {
             const int row = i / channels, c = i % channels;
             if (channel + c >= width) continue;
             float sum = 0.0f;
             for (int item = 0; item < static_cast<int>(blockDim.x) / groups; ++item) {
-                sum += memory[(row * blockDim.x + item * groups) * N + c];
+                sum += memory[(row * blockDim.x + item * groups) * M + c];
             }
             to[static_cast<int64_t>(row) * width + channel + c] = sum;
         }
@@ -106,178 +82,215 @@ struct SumWriter {
 template <typename T, bool vectors>
 __device__ void temporal_backward(const MixerShape& s, const MixerPlan& p, const Work<T>& work, const Weights<T>& w,
                                   const T* h, const T* du, T* u, T* dh, float* sums) {
-    constexpr int groups = tile_channels<T> / N;
+    constexpr int M = 4, groups = tile_channels<T> / M;
+    const SharedWeights<T> weights{reinterpret_cast<float*>(shared_memory())};
     const Rectangle tile = token_rectangle(s, p, work.tile);
+    const int tokens = (tile.rows - 1) * tile.columns + tile.last;
     const Copier<T, vectors> copier(s, work, tile);
-    Pipeline<T, vectors, 2> pipeline(s, p, work, copier, reinterpret_cast<T*>(shared_memory()));
+    Pipeline<T, vectors, 2> pipeline(s, p, work, copier, weights.end(), true);
     pipeline.source[0] = h, pipeline.source[1] = du;
-    const int group = threadIdx.x % groups, channel = work.channel + group * N, first = threadIdx.x / groups;
-    const int step = blockDim.x / groups, count = s.width - channel;
-    Floats<N> taps[3], bias = zeros<N>();
-    TemporalSums own;
-    const auto prepare = [&] {
-        load_taps(taps, w.temporal_weight, channel, s.width);
-        bias = load_some<N>(w.temporal_bias + channel, count);
-    };
-    pipeline.run(true, prepare, [&](int64_t clip, int t) {
+    pipeline.start();
+    pipeline.clear_rest(tile);
+    weights.fill(s, w, work);
+    const int own = threadIdx.x % groups * M, first = threadIdx.x / groups, step = blockDim.x / groups;
+    const int count = s.width - work.channel - own, columns = s.columns();
+    Floats<M> taps[3];
+    weights.load_rows(taps, weights.temporal, own);
+    const Floats<M> bias = weights.template row<M>(weights.temporal_bias, own);
+    TemporalSums<M> total;
+    const int from = (tile.first + first) * columns + work.column + own;
+    pipeline.run([&](int t, auto) {
+        int64_t at = pipeline.at + from;
         if (count <= 0) return;
-        const Around<T> frames = around<T>(pipeline, t, group * N);
-        const int in_frame = (tile.first + first) * s.columns() + work.column + group * N;
-        int64_t at = (clip * s.frames + t) * pipeline.frame_size + in_frame;
-        for (int i = first; i < tile.columns; i += step, at += step * s.columns()) {
-            const TemporalToken token = frames.token(i * tile_channels<T>);
-            const Floats<N> gradient = token.dh(taps);
-            token.add_to(own, gradient);
+        for (int i = first; i < tokens; i += step, at += step * columns) {
+            const TemporalToken<M> token = token_at<M>(pipeline, t, i * tile_channels<T> + own);
+            const Floats<M> gradient = token.dh(taps);
+            token.add_to(total, gradient);
             write<vectors>(dh + at, gradient, count);
-            if (!u) continue;
-            Floats<N> mixed = token.u(taps);
-            add(mixed, bias);
-            write<vectors>(u + at, mixed, count);
+            if (u) write<vectors>(u + at, token.u(taps, bias), count);
         }
     });
-    SumWriter<groups> writer{reinterpret_cast<float*>(shared_memory())};
-    for (int k = 0; k < 3; ++k) writer.put(own.taps[k]);
-    writer.put(own.bias);
-    writer.put(own.down);
+    SumWriter<M, groups> writer{reinterpret_cast<float*>(shared_memory())};
+    for (int k = 0; k < 3; ++k) writer.put(total.taps[k]);
+    writer.put(total.bias);
+    writer.put(total.down);
     writer.write(sums + work.partial * sum_rows * s.width, s.width, work.channel);
 }
+
+// The class tokens of a block's clips: the temporal branch's where both are summed, else zero.
+template <typename T, bool vectors>
+__device__ void class_tokens_backward(const MixerShape& s, const Work<T>& work, const SharedWeights<T>& weights,
+                                      bool summed, const T* h, const T* du, T* u, T* dh, int frame_size,
+                                      TemporalSums<N>& total) {
+    constexpr int groups = tile_channels<T> / N;
+    const int own = threadIdx.x % groups * N, count = s.width - work.channel - own;
+    if (!s.class_token || work.tile > 0 || count <= 0) return;
+    const int64_t frames = int64_t{work.clips} * s.frames;
+    for (int64_t i = threadIdx.x / groups; i < frames; i += blockDim.x / groups) {
+        const int64_t at = (work.first_frame + i) * frame_size + work.column + own;
+        Floats<N> mixed = zeros<N>(), gradient = zeros<N>();
+        if (summed) {
+            TemporalToken<N> token;
+            const int t = static_cast<int>(i % s.frames);
+            for (int k = 0; k < 3; ++k) {
+                const bool there = 0 <= t + k - 1 && t + k - 1 < s.frames;
+                token.h[k] = there ? read<vectors, N>(h + at + (k - 1) * int64_t{frame_size}, count) : zeros<N>();
+                token.du[k] = there ? read<vectors, N>(du + at + (k - 1) * int64_t{frame_size}, count) : zeros<N>();
+            }
+            Floats<N> taps[3];
+            weights.load_rows(taps, weights.temporal, own);
+            gradient = token.dh(taps);
+            token.add_to(total, gradient);
+            mixed = token.u(taps, weights.template row<N>(weights.temporal_bias, own));
+        }
+        write<vectors>(dh + at, gradient, count);
+        if (u) write<vectors>(u + at, mixed, count);
+    }
+}
+
+// What a thread keeps in shared memory, since registers are short: of each patch the bias less the convolution of h in
+// the frame before; sums of du over the first and the last column of the grid; and what PatchBias says.
+struct Kept {
+    enum Row { left = strip, right, first_bias, no_right };
+    Pack<float, N>* memory;
+
+    __device__ __forceinline__ Floats<N> get(int row) const { return load<N>(memory[row * most_threads].v); }
+    __device__ __forceinline__ void put(int row, const Floats<N>& x) const { store(memory[row * most_threads].v, x); }
+    __device__ __forceinline__ void add_to(int row, Floats<N> x, bool wanted) const {
+        const Floats<N> before = get(row);
+#pragma unroll
+        for (int i = 0; i < N; ++i) x[i] = before[i] + (wanted ? x[i] : 0.0f);
+        put(row, x);
+    }
+};
 
 template <typename T, Path path>
 __device__ void difference_backward(const MixerShape& s, const MixerPlan& p, const Work<T>& work, const Weights<T>& w,
                                     const T* h, const T* du, T* u, T* dh, float* sums) {
     using Tile = PatchTile<T, N, strip>;
     constexpr bool vectors = path != Path::any;
+    constexpr int channels = tile_channels<T>;
     const bool summed = summed_on<path>(s);
-    const Tile tile(s, p, work);
-    float* constants = reinterpret_cast<float*>(shared_memory());
-    T* memory = reinterpret_cast<T*>(constants + 20 * tile_channels<T>);
+    const SharedWeights<T> weights{reinterpret_cast<float*>(shared_memory())};
+    Tile tile(s, p, work);
+    if (u) tile.write_second();
     const Copier<T, vectors> copier(s, work, tile.copied);
-    Pipeline<T, vectors, 2> pipeline(s, p, work, copier, memory);
+    const Kept kept{reinterpret_cast<Pack<float, N>*>(weights.end()) + threadIdx.x};
+    T* const memory = reinterpret_cast<T*>(reinterpret_cast<unsigned char*>(weights.end()) + kept_bytes);
+    Pipeline<T, vectors, 2> pipeline(s, p, work, copier, memory, true);
     pipeline.source[0] = h, pipeline.source[1] = du;
-    const int group = threadIdx.x % Tile::groups, channel = work.channel + group * N, columns = s.columns();
-    const int count = s.width - channel;
-    const float* own_constants = constants + group * N;
-    const auto temporal_taps = [&](Floats<N>(&values)[3]) {
-        for (int k = 0; k < 3; ++k) values[k] = load<N>(own_constants + (16 + k) * tile_channels<T>);
-    };
-    Floats<N> taps[9], h_last[strip], du_next[strip];  // the convolutions of the frame before and of the next one
-    Floats<N> tap_sums[9], total = zeros<N>(), left = zeros<N>(), right = zeros<N>();
-    TemporalSums temporal;
+    pipeline.start();
+    pipeline.clear_rest(tile.copied);
+    weights.fill(s, w, work);
+    TemporalSums<N> temporal;
+    class_tokens_backward<T, vectors>(s, work, weights, summed, h, du, u, dh, pipeline.frame_size, temporal);
+    const int own = threadIdx.x % Tile::groups * N, count = s.width - work.channel - own, columns = s.columns();
+    // The convolution of du in this frame, zero in the first one: after the last frame of a clip comes one of zeros.
+    Floats<N> taps[9], du_now[strip];
+    Floats<N> tap_sums[9], total = zeros<N>();
+    weights.load_rows(taps, weights.taps, own);
+    const PatchBias<N> bias(weights, tile, taps, own);
+    kept.put(Kept::left, zeros<N>());
+    kept.put(Kept::right, zeros<N>());
+    kept.put(Kept::first_bias, bias.first);
+    kept.put(Kept::no_right, bias.no_right);
+#pragma unroll
     for (int k = 0; k < 9; ++k) tap_sums[k] = zeros<N>();
-    const auto prepare = [&] {
-        tile.clear_border(memory, p.positions, 2 * stages);
-        write_constants(constants, s, w, work.channel);
-        load_taps(taps, w.difference_weight, channel, s.width);
-    };
-    pipeline.run(true, prepare, [&](int64_t clip, int t) {
-        const int64_t frame = (clip * s.frames + t) * pipeline.frame_size + work.column + group * N;
-        if (s.class_token && work.tile == 0 && threadIdx.x < Tile::groups && count > 0) {
-            Floats<N> mixed = zeros<N>(), gradient = zeros<N>();
-            if (summed) {
-                Around<T> frames;
-                for (int k = 0; k < 3; ++k) {
-                    frames.h[k] = h + frame + (k - 1) * pipeline.frame_size;
-                    frames.du[k] = du + frame + (k - 1) * pipeline.frame_size;
-                    frames.there[k] = 0 <= t + k - 1 && t + k - 1 < s.frames;
-                }
-                const TemporalToken token = frames.token_of(count);
-                Floats<N> own_taps[3];
-                temporal_taps(own_taps);
-                gradient = token.dh(own_taps);
-                token.add_to(temporal, gradient);
-                mixed = token.u(own_taps);
-                add(mixed, load<N>(own_constants + 19 * tile_channels<T>));
-            }
-            store_some(dh + frame, gradient, count);
-            if (u) store_some(u + frame, mixed, count);
-        }
-        if (tile.count == 0) return;
-        const bool next = t + 1 < s.frames;
-        const int centre = tile.window + (tile.pitch + 1) * tile_channels<T>;
-        const T* here = pipeline.frame(0, t) + tile.window;
+#pragma unroll
+    for (int n = 0; n < strip; ++n) du_now[n] = zeros<N>();
+    const int64_t row_bytes = columns * sizeof(T);
+    const int from = tile.token * columns + work.column + own;
+    pipeline.run([&](int t, auto first_frame) {
+        void *out_dh = dh + pipeline.at + from, *out_u = u + pipeline.at + from;
+        if (!tile.any()) return;
+        tile.renew();
+        const int centre = tile.window + (tile.pitch + 1) * channels;
+        const T* h_here = pipeline.frame(0, t) + tile.window;
         const T* du_here = pipeline.frame(1, t) + centre;
         const T* du_after = pipeline.frame(1, t + 1) + tile.window;
-        const Around<T> frames = around<T>(pipeline, t, centre);
-        T* const out_dh = dh + frame + tile.token * columns;
-        T* const out_u = u ? u + frame + tile.token * columns : nullptr;
+        const int end = min(tile.end(), strip - 1);  // where the strip has a patch without a neighbour to the right
+        kept.add_to(Kept::left, load<N>(du_here), tile.starts_row());
+        kept.add_to(Kept::right, load<N>(du_here + end * channels), tile.ends_row());
 
-        // dh_t = conv(du_t) - conv(du_{t+1}), transposed; without the first at t = 0 and the second at the clip's end.
-        Floats<N> sum[strip];
+        // Column by column, du of the next frame one column ahead of h:
+        // dh_t = conv(du_t) - conv(du_{t+1}), transposed; without the first at t = 0;
+        // u_t = conv(h_t) - conv(h_{t-1}), and the sums of h_t's nine neighbours times du_t - du_{t+1}.
+        Floats<N> back[strip], sum[strip], change[strip];
 #pragma unroll
-        for (int j = 0; j < strip + 2; ++j) {
-            if (j < strip) sum[j] = zeros<N>();
-            if (next) {
+        for (int j = 0; j < strip + 3; ++j) {
+            if (j < strip + 2) {
+                if (j < strip) back[j] = zeros<N>();
 #pragma unroll
                 for (int r = 0; r < 3; ++r) {
-                    const Floats<N> x = load<N>(du_after + (r * tile.pitch + j) * tile_channels<T>);
+                    const Floats<N> x = load<N>(du_after + (r * tile.pitch + j) * channels);
 #pragma unroll
                     for (int k = 0; k < 3; ++k) {
-                        if (0 <= j - k && j - k < strip) multiply_add(sum[j - k], taps[8 - 3 * r - k], x);
+                        if (0 <= j - k && j - k < strip) multiply_add(back[j - k], taps[8 - 3 * r - k], x);
                     }
-                }
-            }
-            if (j < 2) continue;
-            const int n = j - 2;
-            Floats<N> x;
-#pragma unroll
-            for (int i = 0; i < N; ++i) x[i] = (t > 0 ? du_next[n][i] : 0.0f) - sum[n][i];
-            du_next[n] = sum[n];
-            if (n >= tile.count) continue;
-            if (summed) {
-                Floats<N> own_taps[3];
-                temporal_taps(own_taps);
-                const TemporalToken token = frames.token(n * tile_channels<T>);
-                const Floats<N> own = token.dh(own_taps);
-                token.add_to(temporal, own);
-                add(x, own);
-            }
-            write<vectors>(out_dh + n * columns, x, count);
-        }
-
-        // u_t = conv(h_t) - conv(h_{t-1}), and the sums of h_t's nine neighbours times du_t - du_{t+1}.
-        Floats<N> change[strip];
-#pragma unroll
-        for (int j = 0; j < strip + 2; ++j) {
-            if (j < strip) {
-                sum[j] = zeros<N>(), change[j] = zeros<N>();
-                if (j < tile.count) {
-                    const Floats<N> now = load<N>(du_here + j * tile_channels<T>);
+                    if (r != 1 || j < 1 || j > strip) continue;
+                    const Floats<N> now = load<N>(du_here + (j - 1) * channels);
                     add(total, now);
-                    if (j == 0 && tile.neighbours < 4) add(left, now);
-                    if (j == tile.to_edge) add(right, now);
-                    const Floats<N> after = load<N>(du_after + (tile.pitch + j + 1) * tile_channels<T>);
 #pragma unroll
-                    for (int i = 0; i < N; ++i) change[j][i] = (t > 0 ? now[i] : 0.0f) - (next ? after[i] : 0.0f);
+                    for (int i = 0; i < N; ++i) change[j - 1][i] = (first_frame ? 0.0f : now[i]) - x[i];
                 }
             }
+            if (2 <= j && j < strip + 2) {
+                const int n = j - 2;
+                Floats<N> x;
+#pragma unroll
+                for (int i = 0; i < N; ++i) x[i] = du_now[n][i] - back[n][i];
+                du_now[n] = back[n];
+                if (summed) {
+                    Floats<N> own_taps[3];
+                    weights.load_rows(own_taps, weights.temporal, own);
+                    const TemporalToken<N> token = token_at<N>(pipeline, t, centre + n * channels);
+                    const Floats<N> gradient = token.dh(own_taps);
+                    if (tile.has(n)) token.add_to(temporal, gradient);
+                    add(x, gradient);
+                }
+                write_next<vectors, T>(out_dh, row_bytes, x, count, tile.has(n));
+            }
+            if (j < 1) continue;
+            const int c = j - 1;
+            if (c < strip) sum[c] = zeros<N>();
 #pragma unroll
             for (int r = 0; r < 3; ++r) {
-                const Floats<N> x = load<N>(here + (r * tile.pitch + j) * tile_channels<T>);
+                const Floats<N> x = load<N>(h_here + (r * tile.pitch + c) * channels);
 #pragma unroll
                 for (int k = 0; k < 3; ++k) {
-                    if (j - k < 0 || j - k >= strip) continue;
-                    multiply_add(sum[j - k], taps[3 * r + k], x);
-                    multiply_add(tap_sums[3 * r + k], change[j - k], x);
+                    if (c - k < 0 || c - k >= strip) continue;
+                    multiply_add(sum[c - k], taps[3 * r + k], x);
+                    multiply_add(tap_sums[3 * r + k], change[c - k], x);
                 }
             }
-            if (j < 2) continue;
-            const int n = j - 2;
-            Floats<N> x = load<N>(tile.constants_of(constants, n) + group * N);
+            if (c < 2) continue;
+            const int n = c - 2;
+            const Floats<N> inner = n == 0 ? kept.get(Kept::first_bias) : bias.others;
+            Floats<N> x = inner, rest;
+            if (!first_frame) {
+                x = kept.get(n);
+                add(x, sum[n]);
+            } else if (!tile.has_right(n)) {
+                add(x, kept.get(Kept::no_right));
+            }
 #pragma unroll
-            for (int i = 0; i < N; ++i) x[i] += t > 0 ? sum[n][i] - h_last[n][i] : 0.0f;
-            h_last[n] = sum[n];
-            if (!out_u || n >= tile.count) continue;
+            for (int i = 0; i < N; ++i) rest[i] = inner[i] - sum[n][i];
+            kept.put(n, rest);
             if (summed) {
                 Floats<N> own_taps[3];
-                temporal_taps(own_taps);
-                add(x, frames.token(n * tile_channels<T>).u(own_taps));
-                add(x, load<N>(own_constants + 19 * tile_channels<T>));
+                weights.load_rows(own_taps, weights.temporal, own);
+                add(x, weights.template row<N>(weights.temporal_bias, own));
+                x = token_at<N>(pipeline, t, centre + n * channels).u(own_taps, x);
             }
-            write<vectors>(out_u + n * columns, x, count);
+            write_next<vectors, T>(out_u, row_bytes, x, count, tile.second_has(n));
         }
+        kept.add_to(end, kept.get(Kept::no_right), tile.ends_row());  // its bias in the next frame is another
     });
-    SumWriter<Tile::groups> writer{constants};
-    float* to = sums + work.partial * sum_rows * s.width + (summed ? 0 : 5 * s.width);
+    const Floats<N> left = kept.get(Kept::left), right = kept.get(Kept::right);
+    __syncthreads();  // the sums are written there
+    SumWriter<N, Tile::groups> writer{weights.memory};
+    const Work<T> same(s, p, renewed(blockIdx.x));  // for which no registers were kept
+    float* to = sums + same.partial * sum_rows * s.width + (summed ? 0 : 5 * s.width);
     if (summed) {
         for (int k = 0; k < 3; ++k) writer.put(temporal.taps[k]);
         writer.put(temporal.bias);
@@ -287,20 +300,20 @@ __device__ void difference_backward(const MixerShape& s, const MixerPlan& p, con
     writer.put(total);
     // The sum of du over the patches whose neighbour at an offset is inside the grid.
     for (int k = 0; k < 9; ++k) {
-        const bool row = k < 3 ? tile.neighbours & 1 : k < 6 || tile.neighbours & 2;
+        const bool row = k < 3 ? tile.above() : k < 6 || tile.below();
         Floats<N> x = zeros<N>();
         for (int i = 0; i < N; ++i) {
             if (row) x[i] = total[i] - (k % 3 == 0 ? left[i] : k % 3 == 2 ? right[i] : 0.0f);
         }
         writer.put(x);
     }
-    writer.write(to, s.width, work.channel);
+    writer.write(to, s.width, same.channel);
 }
 
 template <typename T, Path path>
 __global__ __launch_bounds__(most_threads, path == Path::separate && sizeof(T) == 2 ? 2 : 1) void mixer_backward_kernel(
     const MixerShape s, const MixerPlan p, const Weights<T> w, const T* h, const T* du, T* u, T* dh, float* sums) {
-    const Work<T> work(s, p);
+    const Work<T> work(s, p, blockIdx.x);
     if (work.difference) {
         difference_backward<T, path>(s, p, work, w, h, du, u, dh, sums);
     } else {

@@ -6,65 +6,70 @@ namespace {
 constexpr int N = forward_block.channels, strip = forward_block.strip;
 constexpr int most_threads = forward_block.most_threads;
 
-// u of a token in three frames, of which the outer ones count as zero outside the clip.
-__device__ __forceinline__ Floats<N> mix(const Floats<N> (&taps)[3], Floats<N> u, const Floats<N>& before,
-                                         const Floats<N>& here, const Floats<N>& after) {
+// u of a token in three frames; those outside the clip are zero.
+template <int M>
+__device__ __forceinline__ Floats<M> mix(const Floats<M> (&taps)[3], Floats<M> u, const Floats<M>& before,
+                                         const Floats<M>& here, const Floats<M>& after) {
     multiply_add(u, taps[0], before);
     multiply_add(u, taps[1], here);
     multiply_add(u, taps[2], after);
     return u;
 }
 
-template <typename T>
-__device__ __forceinline__ Floats<N> load_if(bool there, const T* address) {
-    return there ? load<N>(address) : zeros<N>();
-}
-
 template <typename T, bool vectors>
 __device__ void temporal_forward(const MixerShape& s, const MixerPlan& p, const Work<T>& work, const Weights<T>& w,
                                  const T* h, T* u) {
-    constexpr int groups = tile_channels<T> / N;
+    constexpr int M = 16 / static_cast<int>(sizeof(T)), groups = tile_channels<T> / M;
+    const SharedWeights<T> weights{reinterpret_cast<float*>(shared_memory())};
     const Rectangle tile = token_rectangle(s, p, work.tile);
+    const int tokens = (tile.rows - 1) * tile.columns + tile.last;
     const Copier<T, vectors> copier(s, work, tile);
-    Pipeline<T, vectors, 1> pipeline(s, p, work, copier, reinterpret_cast<T*>(shared_memory()));
+    Pipeline<T, vectors, 1> pipeline(s, p, work, copier, weights.end(), true);
     pipeline.source[0] = h;
-    const int group = threadIdx.x % groups, channel = work.channel + group * N, first = threadIdx.x / groups;
-    const int step = blockDim.x / groups;
-    Floats<N> taps[3], bias;
-    u += tile.first * s.columns() + work.column + group * N;
-    const auto prepare = [&] {
-        load_taps(taps, w.temporal_weight, channel, s.width);
-        bias = load_some<N>(w.temporal_bias + channel, s.width - channel);
-    };
-    pipeline.run(true, prepare, [&](int64_t clip, int t) {
-        if (channel >= s.width) return;
-        const int offset = first * tile_channels<T> + group * N, stride = step * tile_channels<T>;
+    pipeline.start();
+    pipeline.clear_rest(tile);
+    weights.fill(s, w, work);
+    const int own = threadIdx.x % groups * M, first = threadIdx.x / groups, step = blockDim.x / groups;
+    const int count = s.width - work.channel - own, columns = s.columns();
+    Floats<M> taps[3];
+    weights.load_rows(taps, weights.temporal, own);
+    const Floats<M> bias = weights.template row<M>(weights.temporal_bias, own);
+    const int from = (tile.first + first) * columns + work.column + own;
+    pipeline.run([&](int t, auto) {
+        T* out = u + pipeline.at + from;
+        if (count <= 0) return;
+        const int offset = first * tile_channels<T> + own, stride = step * tile_channels<T>;
         const T *before = pipeline.frame(0, t - 1) + offset, *here = pipeline.frame(0, t) + offset;
         const T* after = pipeline.frame(0, t + 1) + offset;
-        T* out = u + (clip * s.frames + t) * pipeline.frame_size + first * s.columns();
-        for (int i = first; i < tile.columns; i += step) {
-            const Floats<N> x = 
-                mix(taps, bias, load_if(t > 0, before), load<N>(here), load_if(t + 1 < s.frames, after));
-            write<vectors>(out, x, s.width - channel);
-            before += stride, here += stride, after += stride, out += step * s.columns();
+        for (int i = first; i < tokens; i += step) {
+            write<vectors>(out, mix(taps, bias, load<M>(before), load<M>(here), load<M>(after)), count);
+            before += stride, here += stride, after += stride, out += step * columns;
         }
     });
 }
 
-// u of a class token: from global memory where the branches are summed, else zero.
-template <typename T>
-__device__ void class_token_forward(const MixerShape& s, bool summed, const float* constants, const T* h, T* u, int t,
-                                    int64_t frame_size, int count) {
-    if (summed) {
-        const auto read = [&](bool there, const T* p) { return load_some<N>(p, there ? count : 0); };
-        const Floats<N> before = read(t > 0, h - frame_size), after = read(t + 1 < s.frames, h + frame_size);
-        Floats<N> taps[3];
-#pragma unroll
-        for (int k = 0; k < 3; ++k) taps[k] = load<N>(constants + (16 + k) * tile_channels<T>);
-        const Floats<N> bias = load<N>(constants + 19 * tile_channels<T>);
-        store_some<N>(u, mix(taps, bias, before, load_some<N>(h, count), after), count);
-    } else {
-        store_some<N>(u, zeros<N>(), count);
+// u of the class tokens of a block's clips: the temporal branch's where both are summed, else zero.
+template <typename T, bool vectors>
+__device__ void class_tokens_forward(const MixerShape& s, const Work<T>& work, const SharedWeights<T>& weights,
+                                     bool summed, const T* h, T* u, int frame_size) {
+    constexpr int groups = tile_channels<T> / N;
+    const int own = threadIdx.x % groups * N, count = s.width - work.channel - own;
+    if (!s.class_token || work.tile > 0 || count <= 0) return;
+    const int64_t frames = int64_t{work.clips} * s.frames;
+    for (int64_t i = threadIdx.x / groups; i < frames; i += blockDim.x / groups) {
+        const int64_t at = (work.first_frame + i) * frame_size + work.column + own;
+        Floats<N> x = zeros<N>();
+        if (summed) {
+            const int t = static_cast<int>(i % s.frames);
+            const auto frame = [&](int k) {
+                const bool there = 0 <= t + k && t + k < s.frames;
+                return there ? read<vectors, N>(h + at + k * int64_t{frame_size}, count) : zeros<N>();
+            };
+            Floats<N> taps[3];
+            weights.load_rows(taps, weights.temporal, own);
+            x = mix(taps, weights.template row<N>(weights.temporal_bias, own), frame(-1), frame(0), frame(1));
+        }
+        write<vectors>(u + at, x, count);
     }
 }
 
@@ -74,28 +79,26 @@ __device__ void difference_forward(const MixerShape& s, const MixerPlan& p, cons
     using Tile = PatchTile<T, N, strip>;
     constexpr bool vectors = path != Path::any;
     const bool summed = summed_on<path>(s);
-    const Tile tile(s, p, work);
-    float* constants = reinterpret_cast<float*>(shared_memory());
-    T* memory = reinterpret_cast<T*>(constants + 20 * tile_channels<T>);
+    const SharedWeights<T> weights{reinterpret_cast<float*>(shared_memory())};
+    Tile tile(s, p, work);
     const Copier<T, vectors> copier(s, work, tile.copied);
-    Pipeline<T, vectors, 1> pipeline(s, p, work, copier, memory);
+    Pipeline<T, vectors, 1> pipeline(s, p, work, copier, weights.end(), summed);
     pipeline.source[0] = h;
-    const int group = threadIdx.x % Tile::groups, channel = work.channel + group * N, columns = s.columns();
-    Floats<N> taps[9], last[strip];  // the convolution of the frame before
-    const auto prepare = [&] {
-        tile.clear_border(memory, p.positions, stages);
-        write_constants(constants, s, w, work.channel);
-        load_taps(taps, w.difference_weight, channel, s.width);
-    };
-    pipeline.run(summed, prepare, [&](int64_t clip, int t) {
-        const int64_t frame = (clip * s.frames + t) * pipeline.frame_size + work.column + group * N;
-        if (s.class_token && work.tile == 0 && threadIdx.x < Tile::groups && channel < s.width) {
-            class_token_forward(s, summed, constants + group * N, h + frame, u + frame, t, pipeline.frame_size,
-                                s.width - channel);
-        }
-        if (tile.count == 0) return;
+    pipeline.start();
+    pipeline.clear_rest(tile.copied);
+    weights.fill(s, w, work);
+    class_tokens_forward<T, vectors>(s, work, weights, summed, h, u, pipeline.frame_size);
+    const int own = threadIdx.x % Tile::groups * N, count = s.width - work.channel - own, columns = s.columns();
+    Floats<N> taps[9], rest[strip];  // the bias less the convolution of the frame before
+    weights.load_rows(taps, weights.taps, own);
+    const PatchBias<N> bias(weights, tile, taps, own);
+    const int64_t row_bytes = columns * sizeof(T);
+    const int from = tile.token * columns + work.column + own;
+    pipeline.run([&](int t, auto first_frame) {
+        void* out = u + pipeline.at + from;
+        if (!tile.any()) return;
+        tile.renew();
         const T* here = pipeline.frame(0, t) + tile.window;
-        T* out = u + frame + tile.token * columns;
         Floats<N> sum[strip];
 #pragma unroll
         for (int j = 0; j < strip + 2; ++j) {
@@ -110,33 +113,34 @@ __device__ void difference_forward(const MixerShape& s, const MixerPlan& p, cons
             }
             if (j < 2) continue;
             const int n = j - 2;
-            Floats<N> x = load<N>(tile.constants_of(constants, n) + group * N);
+            const Floats<N>& inner = n == 0 ? bias.first : bias.others;
+            Floats<N> x;
 #pragma unroll
             for (int i = 0; i < N; ++i) {
-                x[i] += t > 0 ? sum[n][i] - last[n][i] : 0.0f;
+                x[i] = first_frame ? renewed(inner[i]) : sum[n][i] + rest[n][i];
+                rest[n][i] = inner[i] - sum[n][i];
             }
-            last[n] = sum[n];
+            if (!tile.has_right(n)) add(x, bias.no_right);
             if (summed) {
                 const int centre = tile.window + (tile.pitch + n + 1) * tile_channels<T>;
-                const float* temporal = constants + 16 * tile_channels<T> + group * N;
-                add(x, load<N>(temporal + 3 * tile_channels<T>));
-                multiply_add(x, load<N>(temporal + tile_channels<T>), load<N>(pipeline.frame(0, t) + centre));
-                if (t > 0) multiply_add(x, load<N>(temporal), load<N>(pipeline.frame(0, t - 1) + centre));
-                if (t + 1 < s.frames) {
-                    const Floats<N> after = load<N>(pipeline.frame(0, t + 1) + centre);
-                    multiply_add(x, load<N>(temporal + 2 * tile_channels<T>), after);
-                }
+                Floats<N> own_taps[3];
+                weights.load_rows(own_taps, weights.temporal, own);
+                const auto frame = [&](int k) { return load<N>(pipeline.frame(0, t + k) + centre); };
+                add(x, weights.template row<N>(weights.temporal_bias, own));
+                x = mix(own_taps, x, frame(-1), frame(0), frame(1));
             }
-            if (n < tile.count) write<vectors>(out, x, s.width - channel);
-            out += columns;
+            write_next<vectors, T>(out, row_bytes, x, count, tile.has(n));
         }
     });
 }
 
 template <typename T, Path path>
-__global__ __launch_bounds__(most_threads, path == Path::separate ? 2 : 1) void mixer_forward_kernel(
+constexpr int blocks_at_once = path != Path::separate ? 1 : sizeof(T) == 2 ? 3 : 2;
+
+template <typename T, Path path>
+__global__ __launch_bounds__(most_threads, blocks_at_once<T, path>) void mixer_forward_kernel(
     const MixerShape s, const MixerPlan p, const Weights<T> w, const T* h, T* u) {
-    const Work<T> work(s, p);
+    const Work<T> work(s, p, blockIdx.x);
     if (work.difference) {
         difference_forward<T, path>(s, p, work, w, h, u);
     } else {

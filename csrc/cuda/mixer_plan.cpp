@@ -5,19 +5,18 @@
 namespace {
 
 constexpr int32_t most_columns = 32;
-constexpr int64_t most_shared_bytes = 96 * 1024;  // sm_86, sm_89 and sm_120 have 99 KB for a block
+constexpr int64_t most_shared_bytes = 99 * 1024;  // for a block of sm_86, sm_89 and sm_120; others have more
 constexpr int32_t most_partials = 512;            // of weight gradients, where the tiles of one clip are not more
 
 int32_t divide_up(int32_t a, int32_t b) { return (a + b - 1) / b; }
 
 constexpr MixerBlock block_of(bool backward) { return backward ? backward_block : forward_block; }
 
-// A tile of whole rows shares the zero between the end of a row and the start of the next. An odd pitch keeps the
-// threads of two neighbouring rows out of each other's banks.
+// Strips that end past a tile find zeros there, since a row has room for whole strips and a border. An odd pitch keeps
+// the threads of two neighbouring rows out of each other's banks.
 void place_tile(const MixerShape& s, MixerPlan& p, int32_t strip) {
-    const int32_t strips = divide_up(p.columns, strip);
-    p.pitch = (p.columns + (p.tiles_x == 1 ? 1 : 2)) | 1;
-    p.positions = (p.rows + 2) * p.pitch + std::max(strips * strip + 2 - p.pitch, 0);
+    p.pitch = (divide_up(p.columns, strip) * strip + 2) | 1;
+    p.positions = (p.rows + 2) * p.pitch;
     p.tiles_y = divide_up(s.grid_height, p.rows);
 }
 
@@ -30,6 +29,10 @@ MixerPlan mixer_plan(const MixerShape& s, Dtype dtype, bool backward, int32_t ro
     if (s.difference) {
         p.tiles_x = divide_up(s.grid_width, most_columns);
         p.columns = divide_up(s.grid_width, p.tiles_x);
+        if (p.tiles_x > 1) {  // strips end past the last tile alone
+            p.columns = divide_up(p.columns, strip) * strip;
+            p.tiles_x = divide_up(s.grid_width, p.columns);
+        }
         const int32_t strips = divide_up(p.columns, strip), most_rows = most_threads / (beside * strips);
         const int32_t wanted = std::clamp(rows > 0 ? rows : s.grid_height, 1, std::min(s.grid_height, most_rows));
         for (int32_t tiles = divide_up(s.grid_height, wanted);; ++tiles) {
@@ -51,9 +54,10 @@ MixerPlan mixer_plan(const MixerShape& s, Dtype dtype, bool backward, int32_t ro
 
 int64_t mixer_shared_bytes(const MixerShape& s, const MixerPlan& p, Dtype dtype, bool backward) {
     const int64_t channels = tile_bytes / size_of(dtype), frame = int64_t{p.positions} * tile_bytes;
-    const int64_t constants = s.difference ? 20 * channels * 4 : 0;
-    if (!backward) return stages * frame + constants;
-    return std::max<int64_t>(2 * stages * frame, sum_rows * backward_block.channels * p.threads * 4) + constants;
+    const int64_t weights = weight_rows * channels * 4;
+    if (!backward) return stages * frame + weights;
+    const int64_t kept = s.difference ? kept_bytes : 0, sums = sum_rows * backward_block.channels * p.threads * 4;
+    return std::max(kept + 2 * stages * frame, sums) + weights;
 }
 
 int64_t mixer_workspace(const MixerShape& s, const MixerPlan& p) {

@@ -1,6 +1,6 @@
-// m2clip._cuda: the CUDA kernels for Python. Tensors come as addresses on the current device; shapes have been checked
-// by the caller. Whatever a launch returns but 0 becomes a RuntimeError. Types are local to the module: m2clip._native has
-// some of the same names.
+// m2clip.kernels._cuda: the CUDA kernels for Python. Tensors come as addresses on the current device. Sizes that no
+// kernel can have are a ValueError, and whatever a launch returns but 0 is a RuntimeError. Types are local to the
+// module: m2clip.kernels._native has some of the same names.
 #include <pybind11/pybind11.h>
 
 #include <stdexcept>
@@ -32,6 +32,25 @@ void check(const char* what, int error) {
     if (error) throw std::runtime_error(std::string("CUDA: ") + what + ": " + error_text(error));
 }
 
+// A kernel divides by these, and counts with them in 32 bits.
+MixerShape mixer_shape(int64_t clips, int32_t frames, int32_t tokens, int32_t height, int32_t width, int32_t channels,
+                       bool class_token, bool temporal, bool difference, bool shared) {
+    const auto require = [](const char* name, int64_t value, int64_t least) {
+        if (value >= least) return;
+        throw std::invalid_argument("mixer: " + std::string(name) + " must be at least " + std::to_string(least) +
+                                    ", got " + std::to_string(value));
+    };
+    require("clips", clips, 0), require("frames", frames, 1), require("tokens", tokens, 1);
+    require("channels", channels, 1), require("branches", temporal + difference, 1);
+    require("grid height", height, difference), require("grid width", width, difference);
+    if (int64_t{height} * width + class_token != tokens) {
+        throw std::invalid_argument("mixer: a grid of " + std::to_string(height) + "x" + std::to_string(width) +
+                                    (class_token ? " and a class token are" : " is") + " not " +
+                                    std::to_string(tokens) + " tokens");
+    }
+    return {clips, frames, tokens, height, width, channels, class_token, temporal, difference, shared};
+}
+
 int64_t workspace(const std::string& dtype, const MixerShape& shape, int32_t rows) {
     return mixer_workspace(shape, mixer_plan(shape, dtype_named(dtype), true, rows));
 }
@@ -53,6 +72,11 @@ void backward(const std::string& name, const MixerShape& shape, const MixerWeigh
 
 void residual(const std::string& dtype, Address out, Address added, Address class_bias, Address patch_bias,
               int64_t rows, int32_t columns, int32_t tokens, bool class_token, Address stream) {
+    if (rows < 0 || columns < 1 || tokens < 1) {
+        throw std::invalid_argument("add_residual: rows, columns and tokens must be positive, got " +
+                                    std::to_string(rows) + ", " + std::to_string(columns) + " and " +
+                                    std::to_string(tokens));
+    }
     check("add_residual", add_residual(dtype_named(dtype), at(out), at(added), floats(class_bias), floats(patch_bias),
                                        rows, columns, tokens, class_token, at(stream)));
 }
@@ -94,6 +118,9 @@ void export_hopper(py::module_& m) {
     args.def_readwrite("residual", &HopperAdapterArgs::residual);
     args.def_readwrite("half", &HopperAdapterArgs::half);
     m.def("hopper_adapter_forward", [](const HopperAdapterArgs& a, Address stream) {
+        if (const std::string problem = hopper_adapter_problem(a); !problem.empty()) {
+            throw std::invalid_argument("hopper_adapter_forward: " + problem);
+        }
         check("hopper_adapter_forward", hopper_adapter_forward(a, at(stream)));
     });
 }
@@ -102,12 +129,7 @@ void export_hopper(py::module_& m) {
 }  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
-    py::class_<MixerShape>(m, "MixerShape", py::module_local())
-        .def(py::init([](int64_t clips, int32_t frames, int32_t tokens, int32_t height, int32_t width, int32_t channels,
-                         bool class_token, bool temporal, bool difference, bool shared) {
-            return MixerShape{clips,    frames,      tokens,   height,     width,
-                              channels, class_token, temporal, difference, shared};
-        }));
+    py::class_<MixerShape>(m, "MixerShape", py::module_local()).def(py::init(&mixer_shape));
     py::class_<MixerWeights>(m, "MixerWeights", py::module_local())
         .def(py::init([](Address temporal_weight, Address temporal_bias, Address difference_weight,
                          Address difference_bias, Address down_bias) {

@@ -82,12 +82,17 @@ __device__ __forceinline__ Floats<N> load(const __nv_bfloat16* address) {
     return x;
 }
 
-template <int N, typename T>
-__device__ __forceinline__ void store(T* address, const Floats<N>& x) {
+template <typename T, int N>
+__device__ __forceinline__ Pack<T, N> packed(const Floats<N>& x) {
     Pack<T, N> pack;
 #pragma unroll
     for (int i = 0; i < N; ++i) pack.v[i] = from_float<T>(x[i]);
-    *reinterpret_cast<Pack<T, N>*>(address) = pack;
+    return pack;
+}
+
+template <int N, typename T>
+__device__ __forceinline__ void store(T* address, const Floats<N>& x) {
+    *reinterpret_cast<Pack<T, N>*>(address) = packed<T>(x);
 }
 
 // The first `count` of N values at an address that need not be aligned; zero for the others.

@@ -1,4 +1,4 @@
-"""The activations between two projections, and their slopes; reference.ACTIVATIONS defines them."""
+"""The activations between two projections, and their slopes; ops.bottleneck.ACTIVATIONS defines them."""
 
 from __future__ import annotations
 

@@ -6,16 +6,16 @@ rows, the gradients of the biases, leave the kernels as one partial sum a block 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
-from ..ted_gradients import in_layout_of
+from ..operands import in_layout_of
 from .bottleneck_kernels import bottleneck_backward_kernel, bottleneck_kernel, hidden_gradient_kernel, hidden_kernel
-from .device import architecture, precision, shared_memory, tuned
-from .projection import ProjectionConfig, config_of, launch_options, project, project_and_sum
+from .device import architecture, config_or_rule, precision, shared_memory
+from .projection import Blocks, ProjectionConfig, config_of, launch_options, project, project_and_sum
 
 
 class BottleneckConfig(NamedTuple):
@@ -75,7 +75,7 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """y and h, (N, D) and (N, R), of x (N, D); h is empty unless it is kept.
 
-    weights: down_weight (R, D), down_bias (R,), up_weight (D, R), up_bias (D,).
+    The weights are down_weight (R, D), down_bias (R,), up_weight (D, R), up_bias (D,).
     """
     x, (down, down_bias, up, up_bias) = x.contiguous(), (tensor.contiguous() for tensor in weights)
     (rows, dim), width, scale = x.shape, down.shape[0], float(scale)  # an int would be a kernel of its own
@@ -90,13 +90,11 @@ def forward(
             x,
             down,
             down_bias,
-            h,
+            h if keep else None,
             g,
             rows,
-            width,
-            dim,
+            (width, dim),
             KIND=activation,
-            KEEP=keep,
             **launch_options(width, dim, x.dtype, tiles),
         )
         return project(g, up.t(), x if residual else None, (up_bias, None), False, scale), h
@@ -108,13 +106,11 @@ def forward(
         up,
         up_bias,
         y,
-        h,
+        h if keep else None,
         rows,
-        width,
-        dim,
+        (width, dim),
         scale,
         KIND=activation,
-        KEEP=keep,
         RESIDUAL=residual,
         **one_launch_options(width, dim, x.dtype, config),
     )
@@ -154,15 +150,11 @@ def backward(
             down,
             up,
             dx,
-            dh,
-            g,
-            sums,
+            (dh, g, sums) if need_w else (None, None, None),
             rows,
-            width,
-            dim,
+            (width, dim),
             scale,
             KIND=activation,
-            WEIGHTS=need_w,
             RESIDUAL=residual,
             **one_launch_options(width, dim, x.dtype, config),
         )
@@ -175,15 +167,11 @@ def backward(
             dy,
             up,
             h,
-            dh,
-            g,
-            sums,
+            (dh, g, sums) if need_w else (dh, None, None),
             rows,
-            width,
-            dim,
+            (dim, width),
             scale,
             KIND=activation,
-            WEIGHTS=need_w,
             **launch_options(width, dim, x.dtype, tiles),
         )
         if need_x and need_w and residual:
@@ -201,25 +189,18 @@ def backward(
     return dx, [in_layout_of(tensor, gradient) for tensor, gradient in zip(weights, gradients, strict=True)]
 
 
-def one_launch_options(width: int, dim: int, dtype: torch.dtype, config: BottleneckConfig) -> dict[str, str | int]:
-    """The constants that both kernels of one launch share, and the launch's own."""
+def one_launch_options(width: int, dim: int, dtype: torch.dtype, config: BottleneckConfig) -> dict[str, Any]:
+    """The constant that both kernels of one launch share, and the launch's own."""
     block = block_width(width)
-    return {
-        "PRECISION": precision(dtype),
-        "EVEN_R": width == block,
-        "EVEN_D": dim % config.columns == 0,
-        "BLOCK_M": config.rows,
-        "BLOCK_R": block,
-        "BLOCK_D": config.columns,
-        "num_stages": config.stages,
-        "num_warps": config.warps,
-    }
+    even = width == block, dim % config.columns == 0
+    blocks = Blocks(precision(dtype), *even, config.rows, block, config.columns)
+    return {"BLOCKS": blocks, "num_stages": config.stages, "num_warps": config.warps}
 
 
 def _config_of(width: int, x: Tensor) -> BottleneckConfig:
     """What was measured for this width on the device of x, or else the static rule's choice."""
     question = width, x.dtype, architecture(x.device)
-    return tuned("bottleneck", bottleneck_config(*question), x.device, *question)
+    return config_or_rule("bottleneck", bottleneck_config(*question), x.device, *question)
 
 
 def _programs(rows: int, columns: int, config: ProjectionConfig) -> int:

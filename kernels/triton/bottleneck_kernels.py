@@ -24,69 +24,46 @@ def joined(b_left, b_right):
 
 
 @triton.jit
-def hidden(
-    b_h,
-    column,
-    i_m,
-    p_bias,
-    p_h,
-    p_g,
-    rows,
-    width,
-    KIND: tl.constexpr,
-    KEEP: tl.constexpr,  # whether h is written, which the backward pass wants
-    WRITE: tl.constexpr,  # whether g is written
-):
-    """g = act(h + bias) of the columns from `column` on, in the dtype of h."""
+def hidden(b_h, column, i_m, p_bias, p_h, p_g, sizes, KIND: tl.constexpr, DTYPE: tl.constexpr):
+    """g = act(h + bias) of the columns from `column` on, in this dtype.
+
+    h and g are written to p_h and p_g, (rows, width), unless they are None; sizes are rows, width.
+    """
+    rows, width = sizes
     BLOCK_M: tl.constexpr = b_h.shape[0]
     BLOCK_N: tl.constexpr = b_h.shape[1]
     if BLOCK_N > PIECE:
         b_left, b_right = halves(b_h)
-        right = column + BLOCK_N // 2
-        b_left = hidden(b_left, column, i_m, p_bias, p_h, p_g, rows, width, KIND, KEEP, WRITE)
-        b_right = hidden(b_right, right, i_m, p_bias, p_h, p_g, rows, width, KIND, KEEP, WRITE)
+        b_left = hidden(b_left, column, i_m, p_bias, p_h, p_g, sizes, KIND, DTYPE)
+        b_right = hidden(b_right, column + BLOCK_N // 2, i_m, p_bias, p_h, p_g, sizes, KIND, DTYPE)
         b_g = joined(b_left, b_right)
     else:
         o_first, o_tile, m_tile, o_r = place(i_m, column, rows, width, BLOCK_M, BLOCK_N)
         b_h += tl.load(p_bias + o_r, mask=o_r < width, other=0.0).to(tl.float32)[None, :]
-        if KEEP:
-            tl.store(p_h + o_first + o_tile, b_h.to(p_h.dtype.element_ty), mask=m_tile)
+        if p_h is not None:
+            tl.store(p_h + o_first + o_tile, b_h.to(DTYPE), mask=m_tile)
         b_g, _ = value_and_slope(b_h, KIND)
-        b_g = b_g.to(p_h.dtype.element_ty)
-        if WRITE:
+        b_g = b_g.to(DTYPE)
+        if p_g is not None:
             tl.store(p_g + o_first + o_tile, b_g, mask=m_tile)
     return b_g
 
 
 @triton.jit
-def hidden_gradient(
-    b_dg,
-    column,
-    i_m,
-    p_h,
-    p_dh,
-    p_g,
-    p_sums,
-    rows,
-    width,
-    sums_stride,
-    scale,
-    KIND: tl.constexpr,
-    WEIGHTS: tl.constexpr,  # whether weights get gradients: g and the sums of dh are written
-    WRITE: tl.constexpr,  # whether dh is written
-):
-    """dh = scale * dg * act'(h) of the columns from `column` on, in the dtype of h; of rows past the last one 0."""
+def hidden_gradient(b_dg, column, i_m, p_h, written, sizes, scale, KIND: tl.constexpr):
+    """dh = scale * dg * act'(h) of the columns from `column` on, in the dtype of h; of rows past the last one 0.
+
+    Written are dh and scale * g, (rows, width), and fp32 sums of dh, a row of `stride` values for each block of rows;
+    None is left out. sizes are rows, width, stride.
+    """
+    p_dh, p_g, p_sums = written
+    rows, width, stride = sizes
     BLOCK_M: tl.constexpr = b_dg.shape[0]
     BLOCK_N: tl.constexpr = b_dg.shape[1]
     if BLOCK_N > PIECE // 2:
         b_left, b_right = halves(b_dg)
-        right = column + BLOCK_N // 2
-        b_left = hidden_gradient(
-            b_left, column, i_m, p_h, p_dh, p_g, p_sums, rows, width, sums_stride, scale, KIND, WEIGHTS, WRITE
-        )
-        b_right = hidden_gradient(
-            b_right, right, i_m, p_h, p_dh, p_g, p_sums, rows, width, sums_stride, scale, KIND, WEIGHTS, WRITE
-        )
+        b_left = hidden_gradient(b_left, column, i_m, p_h, written, sizes, scale, KIND)
+        b_right = hidden_gradient(b_right, column + BLOCK_N // 2, i_m, p_h, written, sizes, scale, KIND)
         b_out = joined(b_left, b_right)
     else:
         o_first, o_tile, m_tile, o_r = place(i_m, column, rows, width, BLOCK_M, BLOCK_N)
@@ -94,11 +71,12 @@ def hidden_gradient(
         b_g, b_slope = value_and_slope(b_h, KIND)
         b_dh = tl.where(m_tile, b_dg * b_slope * scale, 0.0)
         b_out = b_dh.to(p_h.dtype.element_ty)
-        if WRITE:
+        if p_dh is not None:
             tl.store(p_dh + o_first + o_tile, b_out, mask=m_tile)
-        if WEIGHTS:
+        if p_g is not None:
             tl.store(p_g + o_first + o_tile, (b_g * scale).to(p_g.dtype.element_ty), mask=m_tile)
-            write_sum(p_sums, i_m, o_r, width, sums_stride, b_dh)
+        if p_sums is not None:
+            write_sum(p_sums, i_m, o_r, width, stride, b_dh)
     return b_out
 
 
@@ -107,25 +85,18 @@ def hidden_kernel(
     p_x,  # (M, D), as all tensors of two dimensions contiguous
     p_down,  # (R, D)
     p_bias,  # (R,)
-    p_h,  # (M, R), written only with KEEP
+    p_h,  # (M, R), or None
     p_g,  # (M, R)
     rows,
-    width,
-    dim,
+    shape,  # of p_down
     KIND: tl.constexpr,
-    KEEP: tl.constexpr,
-    PRECISION: tl.constexpr,
-    EVEN_N: tl.constexpr,
-    EVEN_K: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr,
+    BLOCKS: tl.constexpr,
 ):
     """The first of two launches forward: h = x Wᵀ + b, g = act(h)."""
-    i_m, i_n = tile(rows, width, BLOCK_M, BLOCK_N, GROUP)
-    b_h = product(p_x, p_down, i_m, i_n, rows, width, dim, 1, dim, PRECISION, EVEN_N, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K)
-    hidden(b_h, i_n * BLOCK_N, i_m, p_bias, p_h, p_g, rows, width, KIND, KEEP, True)
+    width, dim = shape
+    i_m, i_n = tile(rows, width, BLOCKS)
+    b_h = product(p_x, p_down, i_m, i_n, (rows, width, dim), (1, dim), BLOCKS)
+    hidden(b_h, i_n * BLOCKS.N, i_m, p_bias, p_h, p_g, (rows, width), KIND, p_x.dtype.element_ty)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -133,74 +104,49 @@ def hidden_gradient_kernel(
     p_dy,  # (M, D), as all tensors of two dimensions contiguous
     p_up,  # (D, R)
     p_h,  # (M, R)
-    p_dh,
-    p_g,  # (M, R): scale * g, written only with WEIGHTS
-    p_sums,  # (blocks of rows, R) fp32: sums of dh, likewise
+    written,  # as in hidden_gradient
     rows,
-    width,
-    dim,
+    shape,  # of p_up
     scale,
     KIND: tl.constexpr,
-    WEIGHTS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    EVEN_N: tl.constexpr,
-    EVEN_K: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr,
+    BLOCKS: tl.constexpr,
 ):
     """The first of two launches backward: dh = scale * dy V * act'(h), and g once more for the gradient of V."""
-    i_m, i_n = tile(rows, width, BLOCK_M, BLOCK_N, GROUP)
-    b_dg = product(
-        p_dy, p_up, i_m, i_n, rows, width, dim, width, 1, PRECISION, EVEN_N, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K
-    )
-    hidden_gradient(b_dg, i_n * BLOCK_N, i_m, p_h, p_dh, p_g, p_sums, rows, width, width, scale, KIND, WEIGHTS, True)
+    dim, width = shape
+    i_m, i_n = tile(rows, width, BLOCKS)
+    b_dg = product(p_dy, p_up, i_m, i_n, (rows, width, dim), (width, 1), BLOCKS)
+    hidden_gradient(b_dg, i_n * BLOCKS.N, i_m, p_h, written, (rows, width, width), scale, KIND)
 
 
 @triton.jit
-def expand(
-    b_a,  # [BLOCK_M, BLOCK_R], in the dtype of the weights
-    p_b,  # (R, D), of these strides
-    stride_br,
-    stride_bd,
-    p_bias,  # (D,)
-    p_residual,  # (M, D)
-    p_out,  # (M, D)
-    p_sums,  # a row for each block of rows, fp32
-    i_m,
-    rows,
-    width,
-    dim,
-    sums_stride,
-    scale,
-    BIAS: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-    SUMS: tl.constexpr,  # of the residual over the rows
-    PRECISION: tl.constexpr,
-    EVEN_R: tl.constexpr,
-    EVEN_D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """Write scale * (a @ b + bias) + residual, all columns of a block of rows; without a bias there is no scale."""
+def expand(b_a, p_b, strides, i_m, p_out, added, sizes, scale, RESIDUAL: tl.constexpr, BLOCKS: tl.constexpr):
+    """Write scale * (a @ b + bias) + residual, all columns of a block of rows; without a bias there is no scale.
+
+    a is [M, width], in the dtype of the weights, b (width, dim), of these strides. What is added are the residual and
+    the bias or None; the third is None or where fp32 sums of the residual go, the last dim of rows of width + dim.
+    """
+    p_residual, p_bias, p_sums = added
+    rows, width, dim = sizes
+    stride_br, stride_bd = strides
     BLOCK_M: tl.constexpr = b_a.shape[0]
+    BLOCK_D: tl.constexpr = BLOCKS.K
     o_r = tl.arange(0, b_a.shape[1])
     for column in range(0, dim, BLOCK_D):
         o_first, o_tile, m_tile, o_d = place(i_m, column, rows, dim, BLOCK_M, BLOCK_D)
         p_tile_b = p_b + o_r[:, None] * stride_br + o_d[None, :] * stride_bd
-        if EVEN_R and EVEN_D:
+        if BLOCKS.EVEN_N and BLOCKS.EVEN_K:
             b_b = tl.load(p_tile_b)
         else:
             b_b = tl.load(p_tile_b, mask=(o_r < width)[:, None] & (o_d < dim)[None, :], other=0.0)
-        b_out = tl.dot(b_a, b_b, input_precision=PRECISION)
-        if BIAS:
+        b_out = tl.dot(b_a, b_b, input_precision=BLOCKS.PRECISION)
+        if p_bias is not None:
             b_out = (b_out + tl.load(p_bias + o_d, mask=o_d < dim, other=0.0).to(tl.float32)[None, :]) * scale
-        if RESIDUAL or SUMS:
+        if RESIDUAL or p_sums is not None:
             b_residual = tl.load(p_residual + o_first + o_tile, mask=m_tile, other=0.0).to(tl.float32)
             if RESIDUAL:
                 b_out += b_residual
-            if SUMS:
-                write_sum(p_sums, i_m, o_d, dim, sums_stride, b_residual)
+            if p_sums is not None:
+                write_sum(p_sums + width, i_m, o_d, dim, width + dim, b_residual)
         tl.store(p_out + o_first + o_tile, b_out.to(p_out.dtype.element_ty), mask=m_tile)
 
 
@@ -212,48 +158,21 @@ def bottleneck_kernel(
     p_up,  # (D, R)
     p_up_bias,  # (D,)
     p_y,  # (M, D)
-    p_h,  # (M, R), written only with KEEP
+    p_h,  # (M, R), or None
     rows,
-    width,
-    dim,
+    shape,  # of p_down
     scale,
     KIND: tl.constexpr,
-    KEEP: tl.constexpr,
     RESIDUAL: tl.constexpr,
-    PRECISION: tl.constexpr,
-    EVEN_R: tl.constexpr,  # whether the block fills the whole bottleneck, and blocks the tokens' width
-    EVEN_D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    BLOCKS: tl.constexpr,  # N holds the whole bottleneck, K the tokens' columns that are taken at a time
 ):
     """y = x + scale * (act(x Wᵀ + b) Vᵀ + a)."""
+    width, dim = shape
+    sizes = rows, width, dim
     i_m = tl.program_id(0)
-    b_h = product(p_x, p_down, i_m, 0, rows, width, dim, 1, dim, PRECISION, EVEN_R, EVEN_D, BLOCK_M, BLOCK_R, BLOCK_D)
-    b_g = hidden(b_h, 0, i_m, p_down_bias, p_h, p_h, rows, width, KIND, KEEP, False)
-    expand(
-        b_g,
-        p_up,
-        1,
-        width,
-        p_up_bias,
-        p_x,
-        p_y,
-        p_y,
-        i_m,
-        rows,
-        width,
-        dim,
-        0,
-        scale,
-        True,
-        RESIDUAL,
-        False,
-        PRECISION,
-        EVEN_R,
-        EVEN_D,
-        BLOCK_D,
-    )
+    b_h = product(p_x, p_down, i_m, 0, sizes, (1, dim), BLOCKS)
+    b_g = hidden(b_h, 0, i_m, p_down_bias, p_h, None, (rows, width), KIND, p_x.dtype.element_ty)
+    expand(b_g, p_up, (1, width), i_m, p_y, (p_x, p_up_bias, None), sizes, scale, RESIDUAL, BLOCKS)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -263,50 +182,18 @@ def bottleneck_backward_kernel(
     p_down,  # (R, D)
     p_up,  # (D, R)
     p_dx,  # (M, D)
-    p_dh,  # (M, R), written only with WEIGHTS, as all that follow
-    p_g,  # (M, R): scale * g
-    p_sums,  # (blocks of rows, R + D) fp32: sums over the rows of dh, then of dy
+    written,  # as in hidden_gradient; the sums, (blocks of rows, R + D), go on with those of dy
     rows,
-    width,
-    dim,
+    shape,  # of p_down
     scale,
     KIND: tl.constexpr,
-    WEIGHTS: tl.constexpr,
     RESIDUAL: tl.constexpr,
-    PRECISION: tl.constexpr,
-    EVEN_R: tl.constexpr,
-    EVEN_D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    BLOCKS: tl.constexpr,
 ):
     """dx = dy + dh W, where dh = scale * dy V * act'(h)."""
+    width, dim = shape
+    sizes = rows, width, dim
     i_m = tl.program_id(0)
-    b_dg = product(p_dy, p_up, i_m, 0, rows, width, dim, width, 1, PRECISION, EVEN_R, EVEN_D, BLOCK_M, BLOCK_R, BLOCK_D)
-    sums_stride = width + dim
-    b_dh = hidden_gradient(
-        b_dg, 0, i_m, p_h, p_dh, p_g, p_sums, rows, width, sums_stride, scale, KIND, WEIGHTS, WEIGHTS
-    )
-    expand(
-        b_dh,
-        p_down,
-        dim,
-        1,
-        p_dy,
-        p_dy,
-        p_dx,
-        p_sums + width,
-        i_m,
-        rows,
-        width,
-        dim,
-        sums_stride,
-        1.0,
-        False,
-        RESIDUAL,
-        WEIGHTS,
-        PRECISION,
-        EVEN_R,
-        EVEN_D,
-        BLOCK_D,
-    )
+    b_dg = product(p_dy, p_up, i_m, 0, sizes, (width, 1), BLOCKS)
+    b_dh = hidden_gradient(b_dg, 0, i_m, p_h, written, (rows, width, width + dim), scale, KIND)
+    expand(b_dh, p_down, (dim, 1), i_m, p_dx, (p_dy, None, written[2]), sizes, 1.0, RESIDUAL, BLOCKS)

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from .. import tuning
+from ..tuning import store
 
 _LEAST = 80  # stands for a CPU, where Triton's interpreter runs kernels for proof
 _SHARED_MEMORY = {80: 163, 87: 163, 90: 227, 100: 227, 103: 227}  # KB a program may use, where it is more than
@@ -32,9 +32,9 @@ def shared_memory(architecture: int) -> int:
     return 1024 * _SHARED_MEMORY.get(architecture, _SHARED_MEMORY_ELSEWHERE)
 
 
-def tuned(kernel: str, rule: Config, device: torch.device, *arguments: Any) -> Config:
+def config_or_rule(kernel: str, rule: Config, device: torch.device, *arguments: Any) -> Config:
     """The configuration measured on this model of GPU for a kernel and its static rule's arguments, else the rule's."""
-    found = tuning.of(device).config(kernel, *arguments)
+    found = store.known_of(device).config(kernel, *arguments)
     return rule if found is None else type(rule)(*found)
 
 

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .activations import value_and_slope
-from .device import tuned
+from .device import config_or_rule
 
 
 class GELUConfig(NamedTuple):
@@ -35,7 +35,7 @@ def gelu_candidates(width: int, itemsize: int) -> list[GELUConfig]:
     return [rule, *others, rule._replace(warps=8), rule._replace(steps=rule.steps * 4)]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def bias_gelu_kernel(
     p_h,  # (M, C), contiguous, as all tensors of two dimensions
     p_bias,  # (C,)
@@ -58,7 +58,7 @@ def bias_gelu_kernel(
     tl.store(p_g + o_tile, b_g.to(p_g.dtype.element_ty), mask=m_tile)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def bias_gelu_backward_kernel(
     p_dg,
     p_h,
@@ -99,7 +99,7 @@ def bias_gelu_backward_kernel(
 def _config_of(h: Tensor) -> GELUConfig:
     """What was measured on the device of h, or else the static rule's tile."""
     question = h.shape[-1], h.element_size()
-    return tuned("bias_gelu", gelu_config(*question), h.device, *question)
+    return config_or_rule("bias_gelu", gelu_config(*question), h.device, *question)
 
 
 def forward(h: Tensor, bias: Tensor, activation: str, config: GELUConfig | None = None) -> Tensor:

@@ -9,12 +9,21 @@ loss_kernels.py describes the state and the names.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
-from .loss_kernels import cosine_tile
+from .loss_kernels import cosine_tile, padded
 
 SHORTEST_INVERSE = tl.constexpr(0.9999e12)  # one over the least length, less than its rounding errors
+
+
+@triton.jit
+def nearest_tf32(b_x):
+    """fp32 values rounded to the nearest tf32 (ties away from zero); tensor cores drop the low bits, towards zero."""
+    b_bits = b_x.to(tl.int32, bitcast=True) + 0x1000  # half a unit of the last bit that stays
+    return tl.where(b_x == b_x, (b_bits & -0x2000).to(tl.float32, bitcast=True), b_x)
 
 
 @triton.jit
@@ -23,30 +32,40 @@ def pair(p_first, o_x, m_x, size):
     return tl.load(p_first + o_x, mask=m_x, other=0.0), tl.load(p_first + size + o_x, mask=m_x, other=0.0)
 
 
+class GradientBlocks(NamedTuple):
+    """Constants of the launch: which loss, whether dot products were kept, how fp32 is multiplied, and four blocks: own
+    features, the other side's, columns of the gradient, features of a dot product."""
+
+    SOFT: bool
+    KEPT: bool
+    PRECISION: str
+    M: int
+    N: int
+    D: int
+    K: int
+
+
 @triton.jit
 def gradient_tile(
     i_program,
     p_own,  # features whose gradient is made
     p_other,
     p_out,  # (splits, own, D)
-    p_dots,
-    p_state,
+    saved,
     p_labels,
     factor,
     scale,
-    rows,
-    columns,
-    dim,
+    sizes,
     tiles,  # of the other side's features that a program goes over
     TEXTS: tl.constexpr,  # the gradient is that of w
-    SOFT: tl.constexpr,
-    KEPT: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    BLOCKS: tl.constexpr,
 ):
+    p_dots, p_state = saved
+    rows, columns, dim = sizes
+    SOFT: tl.constexpr = BLOCKS.SOFT
+    BLOCK_M: tl.constexpr = BLOCKS.M
+    BLOCK_N: tl.constexpr = BLOCKS.N
+    BLOCK_D: tl.constexpr = BLOCKS.D
     own, other = (columns, rows) if TEXTS else (rows, columns)
     blocks_d, blocks_m = tl.cdiv(dim, BLOCK_D), tl.cdiv(own, BLOCK_M)
     i_d, i_m, i_split = i_program % blocks_d, (i_program // blocks_d) % blocks_m, i_program // (blocks_d * blocks_m)
@@ -66,18 +85,21 @@ def gradient_tile(
         b_own_label = o_m.to(tl.int64)
     if SOFT:
         b_own_same, b_own_not = pair(p_target, o_m, m_m, own)
+    stride = padded(columns)
     b_sum = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
     b_pull = tl.zeros([BLOCK_M], dtype=tl.float32)
     for i_tile in range(tiles):
         o_n = (i_split * tiles + i_tile) * BLOCK_N + tl.arange(0, BLOCK_N)
         m_n = o_n < other
-        m_mn = m_m[:, None] & m_n[None, :]
-        if KEPT:
-            o_dots = o_n[None, :] * columns + o_m[:, None] if TEXTS else o_m[:, None] * columns + o_n[None, :]
-            b_dots = tl.load(p_dots + o_dots, mask=m_mn, other=0.0)
+        if BLOCKS.KEPT:
+            if TEXTS:
+                o_dots, m_dots = o_n[None, :] * stride + o_m[:, None], (o_m < stride)[:, None] & m_n[None, :]
+            else:
+                o_dots, m_dots = o_m[:, None] * stride + o_n[None, :], m_m[:, None] & (o_n < stride)[None, :]
+            b_dots = tl.load(p_dots + o_dots, mask=m_dots, other=0.0)
             b_other_inverse = tl.load(p_other_inverse + o_n, mask=m_n, other=0.0)
         else:
-            b_dots, _, b_other_inverse = cosine_tile(p_own, p_other, o_m, o_n, m_m, m_n, dim, BLOCK_K)
+            b_dots, _, b_other_inverse = cosine_tile(p_own, p_other, o_m, o_n, m_m, m_n, dim, BLOCKS.K)
         # Rounded as in the forward pass, which the log-sum-exps are of.
         if TEXTS:
             b_cosine = b_dots * b_other_inverse[None, :] * b_own_inverse[:, None]
@@ -105,7 +127,13 @@ def gradient_tile(
         b_pull += tl.sum(b_slope * b_cosine, axis=1)
         p_tile = p_other + o_n.to(tl.int64)[:, None] * dim + o_d[None, :]
         b_other = tl.load(p_tile, mask=m_n[:, None] & m_d[None, :], other=0.0).to(tl.float32)
-        b_sum = tl.dot(b_slope * b_other_inverse[None, :], b_other, b_sum, input_precision=PRECISION)
+        b_weight = b_slope * b_other_inverse[None, :]
+        if BLOCKS.PRECISION == "tf32":  # the other side's features have half precision, which tf32 holds
+            b_rounded = nearest_tf32(b_weight)
+            if p_own.dtype.element_ty == tl.float16:  # as precise as tf32: what was rounded off is added too
+                b_sum = tl.dot(b_weight - b_rounded, b_other, b_sum, input_precision="tf32")
+            b_weight = b_rounded
+        b_sum = tl.dot(b_weight, b_other, b_sum, input_precision=BLOCKS.PRECISION)
     o_out = o_m.to(tl.int64)[:, None] * dim + o_d[None, :]
     m_out = m_m[:, None] & m_d[None, :]
     b_own = tl.load(p_own + o_out, mask=m_out, other=0.0).to(tl.float32)
@@ -119,14 +147,11 @@ def gradient_tile(
 @triton.jit(do_not_specialize=["rows", "columns", "v_programs", "v_tiles", "w_tiles"])
 def loss_backward_kernel(
     p_gradient,
-    p_v,  # (B, D)
-    p_w,  # (C, D)
-    p_dots,  # (B, C) fp32
-    p_state,
+    features,  # v (B, D), w (C, D)
+    saved,  # dot products (B, padded C) fp32, the state
     p_labels,  # (B,) int64: targets, or labels of both sides
     p_scale,
-    p_dv,  # (splits, B, D)
-    p_dw,  # (splits, C, D)
+    written,  # dv (splits, B, D), dw (splits, C, D)
     p_dscale,
     rows,
     columns,
@@ -134,26 +159,18 @@ def loss_backward_kernel(
     v_programs,  # those of dv come first
     v_tiles,
     w_tiles,
-    SOFT: tl.constexpr,
-    KEPT: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    BLOCKS: tl.constexpr,
 ):
     i_program = tl.program_id(0)
+    p_v, p_w = features
+    p_dv, p_dw = written
     gradient, scale = tl.load(p_gradient), tl.load(p_scale)
     if i_program == 0:
-        tl.store(p_dscale, gradient * tl.load(p_state + 3 * rows + columns))
-    factor = gradient * scale / ((2 if SOFT else 1) * rows)
+        tl.store(p_dscale, gradient * tl.load(saved[1] + 3 * rows + columns))
+    factor = gradient * scale / ((2 if BLOCKS.SOFT else 1) * rows)
+    sizes = rows, columns, dim
     if i_program < v_programs:
-        gradient_tile(
-            i_program, p_v, p_w, p_dv, p_dots, p_state, p_labels, factor, scale, rows, columns, dim,
-            v_tiles, False, SOFT, KEPT, PRECISION, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_K,
-        )  # fmt: skip
+        gradient_tile(i_program, p_v, p_w, p_dv, saved, p_labels, factor, scale, sizes, v_tiles, False, BLOCKS)
     else:
-        gradient_tile(
-            i_program - v_programs, p_w, p_v, p_dw, p_dots, p_state, p_labels, factor, scale, rows,
-            columns, dim, w_tiles, True, SOFT, KEPT, PRECISION, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_K,
-        )  # fmt: skip
+        i_program -= v_programs
+        gradient_tile(i_program, p_w, p_v, p_dw, saved, p_labels, factor, scale, sizes, w_tiles, True, BLOCKS)

@@ -10,7 +10,8 @@ matters. Where the scale s is negative the maximal logit is that of the least co
 The "state" that is left to the backward kernel is a row of fp32 vectors: one over the lengths of v (B) and of w (C),
 the cosines of the maximal logits of the rows (B), one over the sums of exponentials (B) and the derivative of the loss
 to the scale (1). Soft targets add the same two vectors of the columns (B, B) and the target's probabilities of a sample
-with the same label and of one with another label (B, B). All matrices are contiguous.
+with the same label and of one with another label (B, B). All matrices are contiguous. Rows of dot products are padded
+with zeros to a multiple of PAD, so that the backward kernel loads several of them at once.
 
 Names: p_ pointers, o_ offsets, m_ masks, b_ values of a block, i_ numbers of programs.
 """
@@ -27,6 +28,7 @@ BELOW_ALL = tl.constexpr(-2.0)  # less than any cosine
 # targets the sum of those with the same label and then the sum of the others.
 LARGEST, SUM, WEIGHTED, OWN, OTHER = (tl.constexpr(i) for i in range(5))
 ROW_PARTS, SOFT_PARTS = tl.constexpr(4), tl.constexpr(5)
+PAD = tl.constexpr(16)
 COMBINED_ROWS, COMBINED_PARTS = tl.constexpr(32), tl.constexpr(32)  # tile of the last program
 
 
@@ -52,6 +54,18 @@ def cosine_tile(p_v, p_w, o_v, o_w, m_v, m_w, dim, BLOCK_K: tl.constexpr):
     b_v_length = tl.sqrt_rn(tl.sum(b_vv, axis=1))
     b_w_length = tl.sqrt_rn(tl.sum(b_ww, axis=0))
     return b_dots, 1.0 / tl.maximum(b_v_length, LEAST_LENGTH), 1.0 / tl.maximum(b_w_length, LEAST_LENGTH)
+
+
+@triton.jit
+def padded(columns):
+    """The distance of rows of dot products."""
+    return tl.cdiv(columns, PAD) * PAD
+
+
+@triton.jit
+def store_dots(p_dots, o_v, o_w, m_v, columns, b_dots):
+    stride = padded(columns)
+    tl.store(p_dots + o_v[:, None] * stride + o_w[None, :], b_dots, mask=m_v[:, None] & (o_w < stride)[None, :])
 
 
 @triton.jit
@@ -147,7 +161,7 @@ def cross_entropy_kernel(
     p_targets,  # (B,) int64
     p_scale,
     p_loss,
-    p_dots,  # (B, C) fp32
+    p_dots,  # (B, padded C) fp32
     p_state,
     p_parts,  # (ROW_PARTS, splits, B) fp32
     p_arrived,  # 0
@@ -184,7 +198,7 @@ def cross_entropy_kernel(
         b_largest = b_new
         b_own += tl.sum(tl.where(o_w[None, :] == b_target[:, None], b_cosine, 0.0), axis=1)
         if KEEP:
-            tl.store(p_dots + o_v[:, None] * columns + o_w[None, :], b_dots, mask=m_v[:, None] & m_w[None, :])
+            store_dots(p_dots, o_v, o_w, m_v, columns, b_dots)
         if i_split == 0:
             tl.store(p_state + o_v, b_v_inverse, mask=m_v)
         if i_row == 0:
@@ -216,7 +230,7 @@ def soft_parts(p_parts, i_part, parts, o_r, m_r, rows, b_cosine, m_tile, m_same,
 def soft_direction(p_parts, parts, p_softmax, o_r, m_r, rows, b_own, b_other, scale, sign):
     """[R] cross-entropies in one direction and their derivatives to the scale; the softmax of rows is stored.
 
-    b_own, b_other: the target's probability of each sample with the same label and of each other one.
+    b_own is the target's probability of each sample with the same label, b_other that of each other one.
     """
     b_largest, b_sum, b_weighted = combined(p_parts, parts, o_r, m_r, rows, scale)
     b_target_mean = b_own * total(p_parts, OWN, parts, o_r, m_r, rows)
@@ -268,7 +282,7 @@ def soft_target_kernel(
     p_labels,  # (B,) int64
     p_scale,
     p_loss,
-    p_dots,  # (B, B) fp32
+    p_dots,  # (B, padded B) fp32
     p_state,
     p_parts,  # (SOFT_PARTS, tiles of columns, B) of the rows, then (SOFT_PARTS, tiles of rows, B) of the columns
     p_same,  # (tiles of columns, B) fp32: how many samples have a row's label
@@ -297,7 +311,7 @@ def soft_target_kernel(
     b_same = tl.sum((m_tile & m_same).to(tl.float32), axis=1)
     store_part(p_same, 0, i_column, column_tiles, o_v, m_v, rows, b_same)
     if KEEP:
-        tl.store(p_dots + o_v[:, None] * rows + o_w[None, :], b_dots, mask=m_tile)
+        store_dots(p_dots, o_v, o_w, m_v, rows, b_dots)
     if i_column == 0:
         tl.store(p_state + o_v, b_v_inverse, mask=m_v)
     if i_row == 0:

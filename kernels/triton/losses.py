@@ -14,14 +14,16 @@ import torch
 import triton
 from torch import Tensor
 
-from .device import Config, tuned
-from .loss_backward_kernels import loss_backward_kernel
-from .loss_kernels import ROW_PARTS, SOFT_PARTS, cross_entropy_kernel, soft_target_kernel
+from .device import Config, config_or_rule
+from .loss_backward_kernels import GradientBlocks, loss_backward_kernel
+from .loss_kernels import PAD, ROW_PARTS, SOFT_PARTS, cross_entropy_kernel, soft_target_kernel
 
-KEPT_DOTS = 2**20  # dot products that may be kept for the backward pass: 4 MB
+KEPT_DOTS = 2**20  # dot products that may be kept for the backward pass: about 4 MB
 MANY = 1024  # columns from which on large tiles fill a GPU
 _PROGRAMS = 512  # that occupy the largest GPUs; with more of them a program takes several tiles
 _LEAST_TILES = 16  # of the other side that a program sums before the sum is split
+
+_DEFAULT_STREAM = 0  # as CUDA numbers it
 
 _arrivals: dict[torch.device, Tensor] = {}
 
@@ -219,12 +221,11 @@ def _gradients(
     written = [side.written(output) for side, output in zip(sides, outputs, strict=True)]
     loss_backward_kernel[sides[0].programs + sides[1].programs,](
         gradient,
-        v.contiguous(),
-        w.contiguous(),
-        *saved,
+        (v.contiguous(), w.contiguous()),
+        tuple(saved),
         labels.contiguous(),
         logit_scale,
-        *written,
+        tuple(written),
         dscale,
         rows,
         columns,
@@ -232,15 +233,7 @@ def _gradients(
         sides[0].programs,
         sides[0].tiles,
         sides[1].tiles,
-        SOFT=soft,
-        KEPT=_is_kept(v, w),
-        PRECISION="ieee" if v.dtype == torch.float32 else "tf32",
-        BLOCK_M=config.own,
-        BLOCK_N=config.other,
-        BLOCK_D=config.width,
-        BLOCK_K=config.depth,
-        num_stages=config.stages,
-        num_warps=config.warps,
+        **gradient_options(soft, _is_kept(v, w), v.dtype, config),
     )
     for side, output, result in zip(sides, outputs, written, strict=True):
         if side.splits > 1:
@@ -248,6 +241,13 @@ def _gradients(
         if result is not output:
             output.copy_(result)
     return outputs[0], outputs[1], dscale
+
+
+def gradient_options(soft: bool, kept: bool, dtype: torch.dtype, config: GradientConfig) -> dict[str, Any]:
+    """The backward kernel's constant, and the launch's own."""
+    precision = "ieee" if dtype == torch.float32 else "tf32"
+    blocks = GradientBlocks(soft, kept, precision, config.own, config.other, config.width, config.depth)
+    return {"BLOCKS": blocks, "num_stages": config.stages, "num_warps": config.warps}
 
 
 class _Side(NamedTuple):
@@ -278,7 +278,7 @@ class _Side(NamedTuple):
 def _config_of(kernel: str, rule: Callable[[int, int, torch.dtype], Config], v: Tensor, columns: int) -> Config:
     """What was measured on the device of v, or else the static rule's."""
     asked = question(v, columns)
-    return tuned(kernel, rule(*asked), v.device, *asked)
+    return config_or_rule(kernel, rule(*asked), v.device, *asked)
 
 
 def question(v: Tensor, columns: int) -> tuple[int, int, torch.dtype]:
@@ -291,7 +291,8 @@ def _is_kept(v: Tensor, w: Tensor) -> bool:
 
 
 def _saved(v: Tensor, w: Tensor, state: int) -> list[Tensor]:
-    dots = (v.shape[0], w.shape[0]) if _is_kept(v, w) else (0,)
+    stride = (w.shape[0] + PAD.value - 1) // PAD.value * PAD.value  # as in the kernels
+    dots = (v.shape[0], stride) if _is_kept(v, w) else (0,)
     return [v.new_empty(shape, dtype=torch.float32) for shape in (dots, (state,))]
 
 
@@ -311,7 +312,7 @@ def _arrived(v: Tensor) -> Tensor:
     On the default stream one of each device is used again and again, which saves a launch: work there runs in order,
     is never captured into a CUDA graph and is given no memory of a graph's pool. Elsewhere every call has its own.
     """
-    if not v.is_cuda or torch.cuda.current_stream(v.device) != torch.cuda.default_stream(v.device):
+    if not v.is_cuda or torch.cuda.current_stream(v.device).cuda_stream != _DEFAULT_STREAM:
         return torch.zeros(1, dtype=torch.int32, device=v.device)
     if v.device not in _arrivals:
         _arrivals[v.device] = torch.zeros(1, dtype=torch.int32, device=v.device)

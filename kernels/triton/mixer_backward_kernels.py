@@ -1,7 +1,8 @@
-"""Gradients of the mixer of the TED-Adapter: dh of du in one pass, and with it the weights'.
+"""Gradients of the mixer of the TED-Adapter: dh of du in one pass, with it the weights', and u once more.
 
-A program works as in mixer_kernels.py, on du. Weight gradients leave as one partial sum a program, so that no atomics
-are needed; another kernel adds them up in a fixed order.
+Programs work as in mixer_kernels.py, on du and h; weights come as the same tables. Weight gradients leave as one
+partial sum a program, so that no atomics are needed; another kernel adds them up in a fixed order. p_sums, or p_u, is
+None where they are not asked for.
 
 Names: p_ pointers, o_ offsets, m_ masks, b_ values of a block, i_ numbers of programs.
 """
@@ -11,264 +12,344 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tiles import column_sum, load, shifted, store, taps_of, tile, vector
+from .mixer_kernels import add_frames, constants_of, convolve, mix_class_tokens, temporal_table
+from .tiles import (
+    add_line,
+    channels,
+    column_sum,
+    differences,
+    line,
+    load,
+    own,
+    patches,
+    store,
+    store_group,
+    sums,
+    widen,
+    window,
+    zeros,
+)
 
 
-@triton.jit
-def temporal_backward(
+@triton.jit(do_not_specialize=["groups", "frames", "tokens"])
+def temporal_backward_kernel(
     p_h,
     p_du,
     p_dh,
-    p_taps,
-    p_sums,
-    first,
-    last,
-    o_c,
-    sizes,
-    WEIGHTS: tl.constexpr,
-    PATCHES_ONLY: tl.constexpr,
+    p_u,
+    p_temporal,
+    p_sums,  # (groups of tiles over all clips, 5, R) fp32
+    groups,
+    frames,
+    tokens,
+    LAYOUT: tl.constexpr,
     BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):
-    """Write dh of the tiles from first to last of a clip, and their sums in rows 0 to 4: three taps, du, dh."""
-    frames, tokens, grid_height, grid_width, width, columns = sizes
-    m_c = o_c < width
-    frame_size = tl.cast(tokens, tl.int64) * columns
-    taps = taps_of(p_taps, o_c, m_c, 3, True)
-    b_zero = tl.zeros([BLOCK_P, o_c.shape[0]], dtype=tl.float32)
-    sums = (b_zero, b_zero, b_zero, b_zero, b_zero)
-    for i_p in range(first, last):
-        o_p = i_p * BLOCK_P + tl.arange(0, BLOCK_P)
-        o_own = tl.where(o_p > 0, o_p, tokens) if PATCHES_ONLY else o_p  # a class token counts as none
-        o_frame = tl.cast(0, tl.int64)
-        b_du_before, b_h_before = b_zero, b_zero
-        b_du = load(p_du, o_p, o_c, o_own < tokens, m_c, columns)
-        if WEIGHTS:
-            b_h = load(p_h, o_p, o_c, o_own < tokens, m_c, columns)
-        for t in range(frames):
-            o_after = o_frame + frame_size
-            m_after = o_own < tl.where(t + 1 < frames, tokens, 0)
-            b_du_after = load(p_du + o_after, o_p, o_c, m_after, m_c, columns)
-            b_here = b_du.to(tl.float32)
-            b_dh = b_du_before * taps[0] + b_here * taps[1] + b_du_after.to(tl.float32) * taps[2]
-            store(p_dh + o_frame, o_p, o_c, o_p < tokens, m_c, columns, b_dh)
-            if WEIGHTS:
-                b_h_after = load(p_h + o_after, o_p, o_c, m_after, m_c, columns)
-                sums = (
-                    sums[0] + b_here * b_h_before,
-                    sums[1] + b_here * b_h.to(tl.float32),
-                    sums[2] + b_here * b_h_after.to(tl.float32),
-                    sums[3] + b_here,
-                    sums[4] + b_dh,
-                )
-                b_h_before = b_h.to(tl.float32)
-                b_h = b_h_after
-            b_du_before = b_here
-            b_du = b_du_after
-            o_frame = o_after
-    if WEIGHTS:
-        for row in tl.static_range(5):
-            tl.store(p_sums + row * width + o_c, tl.sum(sums[row], axis=0), mask=m_c)
+    COLUMNS: tl.constexpr = LAYOUT.COLUMNS
+    o_c, m_c, i_group = channels(tl.program_id(0), LAYOUT.WIDTH, BLOCK_C)
+    frame_size = tokens * COLUMNS
+    o_clip = (i_group // groups).to(tl.int64) * frames * frame_size
+    taps = temporal_table(p_temporal, o_c, m_c, LAYOUT.WIDTH)
+    b_zero = tl.zeros([BLOCK_P, BLOCK_C], dtype=tl.float32)
+    b_sums = (b_zero, b_zero, b_zero, b_zero, b_zero)
+    o_p = i_group % groups * BLOCK_P + tl.arange(0, BLOCK_P)
+    o_own = tl.where(o_p > 0, o_p, tokens) if LAYOUT.PATCHES_ONLY else o_p  # a class token counts as none
+    m_all, m_own = (o_p < tokens)[:, None] & m_c[None, :], (o_own < tokens)[:, None] & m_c[None, :]
+    o_frame = o_clip
+    b_du_before, b_h_before = b_zero, b_zero
+    b_du = widen(load(p_du + o_frame, o_p, o_c, m_own, COLUMNS))
+    if p_sums is not None or p_u is not None:
+        b_h = widen(load(p_h + o_frame, o_p, o_c, m_own, COLUMNS))
+    for t in range(frames):
+        o_after = o_frame + frame_size
+        m_after = (o_own < tl.where(t + 1 < frames, tokens, 0))[:, None] & m_c[None, :]
+        b_du_after = widen(load(p_du + o_after, o_p, o_c, m_after, COLUMNS))
+        b_dh = b_du_before * taps[2] + b_du * taps[1] + b_du_after * taps[0]
+        store(p_dh + o_frame, o_p, o_c, m_all, b_dh, COLUMNS)
+        if p_sums is not None or p_u is not None:
+            b_h_after = widen(load(p_h + o_after, o_p, o_c, m_after, COLUMNS))
+        if p_u is not None:
+            b_u = b_h_before * taps[0] + b_h * taps[1] + b_h_after * taps[2] + taps[3]
+            if LAYOUT.PATCHES_ONLY:
+                b_u = tl.where(m_own, b_u, 0.0)
+            store(p_u + o_frame, o_p, o_c, m_all, b_u, COLUMNS)
+        if p_sums is not None:
+            b_sums = (
+                b_sums[0] + b_du * b_h_before,
+                b_sums[1] + b_du * b_h,
+                b_sums[2] + b_du * b_h_after,
+                b_sums[3] + b_du,
+                b_sums[4] + b_dh,
+            )
+        if p_sums is not None or p_u is not None:
+            b_h_before = b_h
+            b_h = b_h_after
+        b_du_before = b_du
+        b_du = b_du_after
+        o_frame = o_after
+    if p_sums is not None:
+        store_sums(p_sums + i_group.to(tl.int64) * 5 * LAYOUT.WIDTH, b_sums, o_c, m_c, LAYOUT.WIDTH)
 
 
 @triton.jit
-def difference_backward(
-    p_h,
-    p_du,
-    p_dh,
-    p_taps,
-    p_down_bias,
-    p_sums,
-    first,
-    last,
-    o_c,
-    sizes,
-    WEIGHTS: tl.constexpr,
-    ADD: tl.constexpr,  # to the dh that the temporal branch has left in the same columns
-    CLASS: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-):
-    """Write dh of the tiles from first to last of a clip, and their sums in rows 5 to 15: nine taps, du, bias.
+def store_sums(p_rows, b_sums, o_c, m_c, WIDTH: tl.constexpr):
+    """Sums over the rows of some tiles, one after another."""
+    for k in tl.static_range(len(b_sums)):
+        tl.store(p_rows + k * WIDTH + o_c, tl.sum(b_sums[k], axis=0), mask=m_c)
 
-    dh of frame t is the transposed convolution of du of frame t less that of frame t+1, so it is complete one frame
-    later. The difference of h is taken with its bias, which a neighbour outside the grid does not have either.
+
+@triton.jit
+def transpose(p_du, b_du, b_change, b_taps, here, o_c, taps, COLUMNS: tl.constexpr, SUMS: tl.constexpr):
+    """The transposed 3x3 convolution of du at each patch of a group; with SUMS b_taps plus du times b_change, too.
+
+    b_change is the difference of h at the group's patches; du of their neighbours is there anyway. The sums are in the
+    order of the transpose's taps, which are the convolution's from the last to the first.
     """
-    frames, tokens, grid_height, grid_width, width, columns = sizes
-    m_c = o_c < width
-    frame_size = tl.cast(tokens, tl.int64) * columns
-    taps = taps_of(p_taps, o_c, m_c, 9, True)
-    b_zero = tl.zeros([BLOCK_P, o_c.shape[0]], dtype=tl.float32)
-    sums = (b_zero, b_zero, b_zero, b_zero, b_zero, b_zero, b_zero, b_zero, b_zero)
-    b_sum_du, b_sum_down = b_zero, b_zero
-    if WEIGHTS:
-        b_down = vector(p_down_bias, o_c, m_c)
-    for i_p in range(first, last):
-        o_p = i_p * BLOCK_P + tl.arange(0, BLOCK_P)
-        here = tile(o_p, o_c, tokens, width, columns, grid_height, grid_width, CLASS)
-        m_patch = here[4]
-        o_frame = tl.cast(0, tl.int64)
-        b_conv_last, b_h_last = b_zero, b_zero
-        b_du = load(p_du, o_p, o_c, m_patch, m_c, columns)
-        if WEIGHTS:
-            b_h = load(p_h, o_p, o_c, m_patch, m_c, columns)
-        for t in range(frames):
-            o_after = o_frame + frame_size
-            m_after = m_patch & (o_p < tl.where(t + 1 < frames, tokens, 0))
-            b_du_after = load(p_du + o_after, o_p, o_c, m_after, m_c, columns)
-            if WEIGHTS:
-                b_h_after = load(p_h + o_after, o_p, o_c, m_after, m_c, columns)
-                b_delta = tl.where(t > 0, b_h.to(tl.float32) - b_h_last, 0.0) + b_down
-                b_h_last = b_h.to(tl.float32)
-                b_h = b_h_after
-                b_sum_du += b_du.to(tl.float32)
-            b_conv = b_zero
-            added = ()
-            for k in tl.static_range(9):
-                b_there = shifted(p_du + o_frame, b_du, here, k)
-                b_conv += b_there * taps[k]
-                if WEIGHTS:
-                    added += (sums[k] + b_there * b_delta,)  # type: ignore[assignment]
-            if WEIGHTS:
-                sums = added  # type: ignore[assignment]
-                b_sum_down += b_conv
-            o_before = o_frame - frame_size
-            m_before = o_p < tl.where(t > 0, tokens, 0)
-            b_dh = tl.where(t > 1, b_conv_last, 0.0) - b_conv
-            if ADD:
-                b_dh += load(p_dh + o_before, o_p, o_c, m_before, m_c, columns).to(tl.float32)
-            store(p_dh + o_before, o_p, o_c, m_before, m_c, columns, b_dh)
-            b_conv_last = b_conv
-            b_du = b_du_after
-            o_frame = o_after
-        o_frame -= frame_size
-        b_dh = tl.where(frames > 1, b_conv_last, 0.0)
-        if ADD:
-            b_dh += load(p_dh + o_frame, o_p, o_c, o_p < tokens, m_c, columns).to(tl.float32)
-        store(p_dh + o_frame, o_p, o_c, o_p < tokens, m_c, columns, b_dh)
-    if WEIGHTS:
-        for k in tl.static_range(9):  # the transpose's taps are the convolution's, from the last to the first
-            tl.store(p_sums + (13 - k) * width + o_c, tl.sum(sums[k], axis=0), mask=m_c)
-        tl.store(p_sums + 14 * width + o_c, tl.sum(b_sum_du, axis=0), mask=m_c)
-        tl.store(p_sums + 15 * width + o_c, tl.sum(b_sum_down, axis=0), mask=m_c)
+    b_dh = zeros(b_du)
+    added = ()
+    for dy in tl.static_range(3):
+        b_line = line(p_du, b_du, here, o_c, dy, COLUMNS)
+        b_dh = add_line(b_dh, b_line, taps[3 * dy], taps[3 * dy + 1], taps[3 * dy + 2])
+        for dx in tl.static_range(3):
+            b_tap = b_taps[3 * dy + dx]
+            if SUMS:
+                for i in tl.static_range(len(b_du)):
+                    b_tap += b_line[i + dx] * b_change[i]
+            added += (b_tap,)  # type: ignore[assignment]
+    return b_dh, added
 
 
 @triton.jit
-def mixer_backward_kernel(
+def total(b_sum, b_group):
+    """b_sum plus all patches of a group."""
+    for i in tl.static_range(len(b_group)):
+        b_sum += b_group[i]
+    return b_sum
+
+
+@triton.jit
+def scaled(b_group, b_tap):
+    b_scaled = ()
+    for i in tl.static_range(len(b_group)):
+        b_scaled += (b_group[i] * b_tap,)
+    return b_scaled
+
+
+@triton.jit
+def add_correlations(b_taps, b_du, b_before, b_own, b_after, last):
+    """Sums for the temporal taps, of which h of the frames before, at and after du's is taken."""
+    b_0, b_1, b_2 = b_taps
+    for i in tl.static_range(len(b_du)):
+        b_0 += b_du[i] * b_before[i]
+        b_1 += b_du[i] * b_own[i]
+        b_2 += b_du[i] * tl.where(last, b_after[i], 0.0)
+    return b_0, b_1, b_2
+
+
+@triton.jit(do_not_specialize=["groups", "frames", "tokens", "grid_height", "grid_width"])
+def difference_backward_kernel(
     p_h,
     p_du,
     p_dh,
-    p_te_taps,  # (R, 3)
-    p_td_taps,  # (R, 9)
-    p_down_bias,
-    p_sums,  # (groups of tiles over all clips, 16, R) fp32
-    blocks_c,  # of all branches
+    p_u,
+    p_temporal,  # where it shares the columns, else None
+    p_difference,
+    p_down_bias,  # (R,) of any dtype
+    p_sums,  # (groups of blocks over all clips, 11, R) fp32, with the temporal branch 15: its taps and du after them
     groups,
     frames,
     tokens,
     grid_height,
     grid_width,
-    width,
-    columns,
-    TEMPORAL: tl.constexpr,
-    DIFFERENCE: tl.constexpr,
-    SHARED: tl.constexpr,
-    WEIGHTS: tl.constexpr,  # whether weight gradients are needed, and with them h
-    CLASS: tl.constexpr,
-    PATCHES_ONLY: tl.constexpr,
-    BLOCK_P: tl.constexpr,
+    LAYOUT: tl.constexpr,
+    BLOCK_G: tl.constexpr,
     BLOCK_C: tl.constexpr,
-    TILES: tl.constexpr,  # a program works through these many tiles of tokens and sums over them
+    ADJACENT: tl.constexpr,
 ):
-    i_group = tl.program_id(0) // blocks_c
-    i_c = tl.program_id(0) % blocks_c
-    first = i_group % groups * TILES
-    last = min(first + TILES, tl.cdiv(tokens, BLOCK_P))
-    o_c = i_c * BLOCK_C + tl.arange(0, BLOCK_C)
-    sizes = (frames, tokens, grid_height, grid_width, width, columns)
-    o_clip = (i_group // groups).to(tl.int64) * frames * tokens * columns
-    p_sums += i_group.to(tl.int64) * 16 * width
-    p_h += o_clip
-    p_du += o_clip
-    p_dh += o_clip
-    if TEMPORAL and DIFFERENCE and not SHARED:
-        blocks_te = tl.cdiv(width, BLOCK_C)
-        if i_c < blocks_te:
-            temporal_backward(
-                p_h, p_du, p_dh, p_te_taps, p_sums, first, last, o_c, sizes, WEIGHTS, PATCHES_ONLY, BLOCK_P
+    """dh of frame t is the transposed convolution of du of frame t less that of frame t+1, so it is complete one frame
+    later. The difference of h is taken with its bias, which a neighbour outside the grid does not have either.
+    """
+    COLUMNS: tl.constexpr = LAYOUT.COLUMNS
+    WIDTH: tl.constexpr = LAYOUT.WIDTH
+    FIRST: tl.constexpr = COLUMNS - WIDTH  # beside the temporal branch's columns, or 0
+    SUMS: tl.constexpr = p_sums is not None
+    U: tl.constexpr = p_u is not None
+    SHARED: tl.constexpr = p_temporal is not None
+    o_c, m_c, i_group = channels(tl.program_id(0), WIDTH, BLOCK_C)
+    frame_size = tokens * COLUMNS
+    o_clip = (i_group // groups).to(tl.int64) * frames * frame_size + FIRST
+    if SHARED:
+        te = temporal_table(p_temporal, o_c, m_c, WIDTH)
+    b_zero = tl.zeros([BLOCK_G, BLOCK_C], dtype=tl.float32)
+    b_down_bias = b_zero + tl.load(p_down_bias + o_c, mask=m_c, other=0.0).to(tl.float32)[None, :]
+    b_taps = (b_zero, b_zero, b_zero, b_zero, b_zero, b_zero, b_zero, b_zero, b_zero)
+    b_te_taps = b_zero, b_zero, b_zero
+    b_sum_du = b_zero
+    i_g = i_group % groups
+    here = patches(i_g, m_c, grid_height, grid_width, LAYOUT.CLASS, BLOCK_G, ADJACENT)
+    taps = window(p_difference, here, o_c, m_c, WIDTH, True)
+    o_frame = o_clip
+    b_du = own(p_du + o_frame, here, o_c, COLUMNS)
+    b_biases = ()
+    for i in tl.static_range(ADJACENT):  # groups reach over the end of a row
+        b_biases += (tl.where(here[2][i + 1], b_down_bias, 0.0),)  # type: ignore[assignment]
+    b_change = b_biases
+    b_before = zeros(b_du)
+    b_du_before = zeros(b_du)
+    b_down = zeros(b_du)  # sums of what goes to the down-projection's bias
+    if SUMS or U:
+        b_h = own(p_h + o_frame, here, o_c, COLUMNS)
+    if SHARED:
+        b_after = own(p_h + o_frame + tl.where(frames > 1, frame_size, 0), here, o_c, COLUMNS)
+    if U:
+        u_taps = window(p_difference, here, o_c, m_c, WIDTH, False)
+        b_constants = constants_of(p_difference, p_temporal, here, o_c, m_c, grid_height, grid_width, WIDTH)
+        b_conv = convolve(p_h + o_frame, b_h, here, o_c, u_taps, COLUMNS)
+        b_rest = differences(b_constants, b_conv)
+        b_u = b_constants
+        if SHARED:
+            b_u = add_frames(b_u, te, b_before, b_h, b_after, frames > 1)
+        store_group(p_u + o_frame, b_u, here, o_c, COLUMNS)
+    b_dh, b_taps = transpose(p_du + o_frame, b_du, b_change, b_taps, here, o_c, taps, COLUMNS, SUMS)
+    b_last = zeros(b_du)
+    if SUMS:
+        b_sum_du = total(b_sum_du, b_du)
+        b_down = sums(b_down, b_dh)
+    if SHARED:
+        b_last = scaled(b_du, te[1])
+        if SUMS:
+            b_down = sums(b_down, b_last)
+            b_te_taps = add_correlations(b_te_taps, b_du, b_before, b_h, b_after, frames > 1)
+    for t in range(1, frames):
+        if SHARED:
+            b_du_before = b_du
+        o_before = o_frame
+        o_frame += frame_size
+        if SUMS or U:
+            b_before = b_h
+            b_h = own(p_h + o_frame, here, o_c, COLUMNS)
+            b_change = sums(differences(b_h, b_before), b_biases)
+        if SHARED:
+            b_after = own(p_h + o_frame + tl.where(t + 1 < frames, frame_size, 0), here, o_c, COLUMNS)
+        if U:
+            b_conv = convolve(p_h + o_frame, b_h, here, o_c, u_taps, COLUMNS)
+            b_u = sums(b_conv, b_rest)
+            if SHARED:
+                b_u = add_frames(b_u, te, b_before, b_h, b_after, t + 1 < frames)
+            store_group(p_u + o_frame, b_u, here, o_c, COLUMNS)
+            b_rest = differences(b_constants, b_conv)
+        b_du = own(p_du + o_frame, here, o_c, COLUMNS)
+        b_dh, b_taps = transpose(p_du + o_frame, b_du, b_change, b_taps, here, o_c, taps, COLUMNS, SUMS)
+        b_last = differences(b_last, b_dh)
+        if SUMS:
+            b_sum_du = total(b_sum_du, b_du)
+            b_down = sums(b_down, b_dh)
+        if SHARED:
+            b_back = scaled(b_du, te[0])
+            b_last = sums(b_last, b_back)
+        store_group(p_dh + o_before, b_last, here, o_c, COLUMNS)
+        b_last = b_dh
+        if SHARED:
+            b_own = sums(scaled(b_du, te[1]), scaled(b_du_before, te[2]))
+            b_last = sums(b_last, b_own)
+            if SUMS:
+                b_down = sums(sums(b_down, b_back), b_own)
+                b_te_taps = add_correlations(b_te_taps, b_du, b_before, b_h, b_after, t + 1 < frames)
+    store_group(p_dh + o_frame, b_last, here, o_c, COLUMNS)
+    _, m_rows, m_line, _, _ = here
+    b_sum_down = b_zero
+    for i in tl.static_range(ADJACENT):
+        b_sum_down += tl.where(m_line[i + 1], b_down[i], 0.0)
+    b_sums = ()
+    for k in tl.static_range(9):
+        b_sums += (tl.where(m_rows[2 - k // 3][:, None], b_taps[8 - k], 0.0),)  # type: ignore[assignment]
+    m_groups = m_rows[1][:, None]
+    b_sum_du, b_sum_down = tl.where(m_groups, b_sum_du, 0.0), tl.where(m_groups, b_sum_down, 0.0)
+    b_0, b_1, b_2 = b_te_taps
+    b_0, b_1, b_2 = tl.where(m_groups, b_0, 0.0), tl.where(m_groups, b_1, 0.0), tl.where(m_groups, b_2, 0.0)
+    b_te_sums = (b_0, b_1, b_2, b_sum_du, b_sum_down)
+    if LAYOUT.CLASS:
+        stop = tl.where(i_g == 0, frames, 0)
+        if U:
+            mix_class_tokens(
+                p_h + o_clip, p_u + o_clip, p_temporal, o_c, m_c, frames, stop, frame_size, LAYOUT, BLOCK_G
+            )
+        if SHARED and not LAYOUT.PATCHES_ONLY:
+            b_te_sums = class_tokens_backward(
+                p_h + o_clip, p_du + o_clip, p_dh + o_clip, te, b_te_sums, o_c, m_c, frames, stop, frame_size
             )
         else:
-            o_c -= blocks_te * BLOCK_C
-            difference_backward(
-                p_h + width,
-                p_du + width,
-                p_dh + width,
-                p_td_taps,
-                p_down_bias,
-                p_sums,
-                first,
-                last,
-                o_c,
-                sizes,
-                WEIGHTS,
-                False,
-                CLASS,
-                BLOCK_P,
-            )
-    else:
-        if TEMPORAL:
-            temporal_backward(
-                p_h, p_du, p_dh, p_te_taps, p_sums, first, last, o_c, sizes, WEIGHTS, PATCHES_ONLY, BLOCK_P
-            )
-        if DIFFERENCE:
-            if TEMPORAL:
-                tl.debug_barrier()  # dh is read back, by other threads than those that wrote it
-            difference_backward(
-                p_h,
-                p_du,
-                p_dh,
-                p_td_taps,
-                p_down_bias,
-                p_sums,
-                first,
-                last,
-                o_c,
-                sizes,
-                WEIGHTS,
-                TEMPORAL,
-                CLASS,
-                BLOCK_P,
-            )
+            mix_class_tokens(p_h + o_clip, p_dh + o_clip, None, o_c, m_c, frames, stop, frame_size, LAYOUT, BLOCK_G)
+    if SUMS:
+        p_sums += i_group.to(tl.int64) * (15 if SHARED else 11) * WIDTH
+        if SHARED:
+            b_0, b_1, b_2, b_te_sum_du, b_sum_down = b_te_sums
+            store_sums(p_sums, b_sums + (b_sum_du, b_sum_down, b_0, b_1, b_2, b_te_sum_du), o_c, m_c, WIDTH)
+        else:
+            store_sums(p_sums, b_sums + (b_sum_du, b_sum_down), o_c, m_c, WIDTH)
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit
+def class_tokens_backward(p_h, p_du, p_dh, te, b_sums, o_c, m_c, frames, stop, frame_size):
+    """dh of a clip's class tokens of frames below stop, in shared columns, and b_sums with theirs: taps, du, dh."""
+    b_0, b_1, b_2, b_sum_du, b_sum_dh = b_sums
+    BLOCK_T: tl.constexpr = b_0.shape[0]
+    for first in range(0, stop, BLOCK_T):
+        o_t = first + tl.arange(0, BLOCK_T)
+        m_before = ((o_t > 0) & (o_t <= frames))[:, None] & m_c[None, :]
+        m_here = (o_t < frames)[:, None] & m_c[None, :]
+        m_after = (o_t + 1 < frames)[:, None] & m_c[None, :]
+        b_du = widen(load(p_du, o_t, o_c, m_here, frame_size))
+        b_dh = b_du * te[1]
+        b_dh += widen(load(p_du - frame_size, o_t, o_c, m_before, frame_size)) * te[2]
+        b_dh += widen(load(p_du + frame_size, o_t, o_c, m_after, frame_size)) * te[0]
+        b_dh = tl.where(m_here, b_dh, 0.0)
+        store(p_dh, o_t, o_c, m_here, b_dh, frame_size)
+        b_0 += b_du * widen(load(p_h - frame_size, o_t, o_c, m_before, frame_size))
+        b_1 += b_du * widen(load(p_h, o_t, o_c, m_here, frame_size))
+        b_2 += b_du * widen(load(p_h + frame_size, o_t, o_c, m_after, frame_size))
+        b_sum_du += b_du
+        b_sum_dh += b_dh
+    return b_0, b_1, b_2, b_sum_du, b_sum_dh
+
+
+@triton.jit(do_not_specialize=["temporal_rows", "difference_rows"])
 def mixer_gradients_kernel(
-    p_sums,  # (rows, 16, R) fp32
-    p_te_taps,  # (R, 3), and so on: gradients as the parameters have them
-    p_te_bias,
-    p_te_down,
-    p_td_taps,  # (R, 9)
-    p_td_bias,
-    p_td_down,
-    rows,
+    p_temporal_sums,  # rows of partial sums as the backward kernels write them, or None
+    p_difference_sums,
+    temporal,  # gradients as the parameters have them, or None: taps (R, 3), bias, and that of the down-projection
+    difference,  # likewise: taps (R, 9), biases
+    temporal_rows,
+    difference_rows,
     width,
-    TEMPORAL: tl.constexpr,
-    DIFFERENCE: tl.constexpr,
-    SHARED: tl.constexpr,
+    SHARED: tl.constexpr,  # p_difference_sums has the temporal branch's sums as well
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Sum the partial sums of a backward pass; what they are sums of is said where they are written."""
-    o_c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    i_sum, o_r = o_c // width, o_c % width
-    m_c = (i_sum < (16 if DIFFERENCE else 5)) & (i_sum >= (0 if TEMPORAL else 5))
-    b_sum = column_sum(p_sums, rows, 16 * width, o_c, m_c, BLOCK_M)
-    if TEMPORAL:
-        if SHARED and DIFFERENCE:  # one down-projection for both
-            b_sum += column_sum(p_sums + 11 * width, rows, 16 * width, o_c, m_c & (i_sum == 4), BLOCK_M)
-        tl.store(p_te_taps + o_r * 3 + i_sum, b_sum, mask=m_c & (i_sum < 3))
-        tl.store(p_te_bias + o_r, b_sum, mask=m_c & (i_sum == 3))
-        tl.store(p_te_down + o_r, b_sum, mask=m_c & (i_sum == 4))
-    if DIFFERENCE:
-        tl.store(p_td_taps + o_r * 9 + (i_sum - 5), b_sum, mask=m_c & (i_sum >= 5) & (i_sum < 14))
-        tl.store(p_td_bias + o_r, b_sum, mask=m_c & (i_sum == 14))
-        if not SHARED:
-            tl.store(p_td_down + o_r, b_sum, mask=m_c & (i_sum == 15))
+    """Sum the partial sums of a backward pass, one block of columns a program, the temporal branch's first."""
+    blocks = 0 if p_temporal_sums is None else tl.cdiv(5 * width, BLOCK_C)
+    i_c = tl.program_id(0)
+    if i_c < blocks:
+        if p_temporal_sums is not None:
+            o_c = i_c * BLOCK_C + tl.arange(0, BLOCK_C)
+            b_sum = column_sum(p_temporal_sums, temporal_rows, 5 * width, o_c, o_c < 5 * width, BLOCK_M)
+            store_branch(temporal, b_sum, o_c // width, o_c % width, 3)
+    elif p_difference_sums is not None:
+        ROWS: tl.constexpr = 15 if SHARED else 11
+        o_c = (i_c - blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
+        b_sum = column_sum(p_difference_sums, difference_rows, ROWS * width, o_c, o_c < ROWS * width, BLOCK_M)
+        store_branch(difference, b_sum, o_c // width, o_c % width, 9)
+        if SHARED:
+            i_sum = o_c // width - 11
+            store_branch(temporal, b_sum, tl.where(i_sum < 0, 5, i_sum), o_c % width, 3)
+
+
+@triton.jit
+def store_branch(gradients, b_sum, i_sum, o_r, TAPS: tl.constexpr):
+    """Store sums of numbers i_sum: those of taps, then the bias, then the down-projection's bias; None is left out."""
+    p_taps, p_bias, p_down_bias = gradients
+    tl.store(p_taps + o_r * TAPS + i_sum, b_sum, mask=i_sum < TAPS)
+    tl.store(p_bias + o_r, b_sum, mask=i_sum == TAPS)
+    if p_down_bias is not None:
+        tl.store(p_down_bias + o_r, b_sum, mask=i_sum == TAPS + 1)

@@ -14,10 +14,9 @@ import torch
 import triton
 from torch import Tensor
 
-from ..ted_gradients import in_layout_of
-from ..weights import MSTAWeights, TimeLayout
+from ..operands import MSTAWeights, TimeLayout, in_layout_of
 from .bottleneck_kernels import hidden_kernel
-from .device import architecture, tuned
+from .device import architecture, config_or_rule
 from .msta_kernels import slope_kernel, time_backward_kernel, time_kernel, up_kernel
 from .projection import ProjectionConfig, config_of, launch_options, project, projection_candidates, projection_config
 
@@ -35,9 +34,15 @@ class TimeConfig(NamedTuple):
 def time_config(spread: int, dtype: torch.dtype, architecture: int) -> TimeConfig:
     """The static rule: some 1000 values of a frame a program, so that a dozen of them stay in registers.
 
-    spread: columns of a channel. A row of the tile is at least 64 columns, two sectors of memory or more.
+    Args:
+        spread: columns of a channel.
+
+    A row of the tile is at least 64 columns, two sectors of memory or more. With four
+    warps on sm_100, Triton 3.8 takes more registers than there are.
     """
-    return TimeConfig(16, 64, 4) if spread == 1 else TimeConfig(max(32 // spread_block(spread), 1), 32, 4)
+    if spread == 1:
+        return TimeConfig(16, 64, 4)
+    return TimeConfig(max(32 // spread_block(spread), 1), 32, 8 if architecture == 100 else 4)
 
 
 def time_candidates(spread: int, dtype: torch.dtype, architecture: int) -> list[TimeConfig]:
@@ -173,17 +178,7 @@ def projected(a: Tensor, weight: Tensor, bias: Tensor, config: ProjectionConfig 
     out = a.new_empty(*a.shape[:-1], width)
     rows, config = out.numel() // width, config or config_of(width, depth, a)
     hidden_kernel[triton.cdiv(rows, config.rows) * triton.cdiv(width, config.columns),](
-        a,
-        weight,
-        bias,
-        out,
-        out,
-        rows,
-        width,
-        depth,
-        KIND="relu",
-        KEEP=False,
-        **launch_options(width, depth, a.dtype, config),
+        a, weight, bias, None, out, rows, (width, depth), KIND="relu", **launch_options(width, depth, a.dtype, config)
     )
     return out
 
@@ -203,14 +198,10 @@ def up_beside_convolution(
     up_kernel[triton.cdiv(number, config.rows) * triton.cdiv(dim, config.columns),](
         h,
         weights.up_weight,
-        weights.up_bias,
-        weights.conv_weight,
-        weights.conv_bias,
-        base,
         y,
+        (weights.up_bias, weights.conv_weight, weights.conv_bias, base),
         number,
-        dim,
-        width,
+        (dim, width),
         rows.of_clip,
         rows.frames,
         rows.frame_step,
@@ -291,13 +282,11 @@ def _through_relu(
         weight,
         h,
         slope,
-        sums,
+        sums if need_sums else None,
         rows,
-        width,
-        depth,
+        (depth, width),
         scale,
         ADD=add,
-        SUMS=need_sums,
         **launch_options(width, depth, dy.dtype, config),
     )
     return sums.sum(dim=0)
@@ -306,13 +295,13 @@ def _through_relu(
 def up_config_of(columns: int, depth: int, h: Tensor) -> ProjectionConfig:
     """What was measured for this up-projection on the device of h, or else the static rule's choice."""
     question = columns, depth, h.dtype, architecture(h.device)
-    return tuned("msta_up", up_config(*question), h.device, *question)
+    return config_or_rule("msta_up", up_config(*question), h.device, *question)
 
 
 def time_config_of(spread: int, x: Tensor) -> TimeConfig:
     """What was measured for this spread on the device of x, or else the static rule's choice."""
     question = spread, x.dtype, architecture(x.device)
-    return tuned("msta_time", time_config(*question), x.device, *question)
+    return config_or_rule("msta_time", time_config(*question), x.device, *question)
 
 
 def _contiguous(weights: MSTAWeights) -> MSTAWeights:

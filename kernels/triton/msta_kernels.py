@@ -20,71 +20,16 @@ def load_tap(p_taps, o_d, m_d, TAP: tl.constexpr):
 
 
 @triton.jit
-def finish_up(
-    b_sum,  # the product from `column` on
-    column,
-    i_m,
-    p_h,
-    p_taps,
-    p_up_bias,
-    p_conv_bias,
-    p_base,
-    p_y,
-    rows,
-    columns,
-    width,
-    clip_rows,
-    frames,
-    frame_step,
-    scale,
-    SPREAD: tl.constexpr,
-    LEAD: tl.constexpr,
-):
-    """Add biases, the convolution of h and, after the scale, base, and write."""
+def finish_up(b_sum, column, i_m, p_h, p_y, added, rows, sizes, scale, SPREAD: tl.constexpr, LEAD: tl.constexpr):
+    """Add biases, the convolution of h and, after the scale, base to the product from `column` on, and write."""
+    p_up_bias, p_taps, p_conv_bias, p_base = added
+    columns, width, clip_rows, frames, frame_step = sizes
     BLOCK_M: tl.constexpr = b_sum.shape[0]
     BLOCK_N: tl.constexpr = b_sum.shape[1]
     if BLOCK_N > PIECE // 2:  # three values of h for each of the output are many registers
         b_left, b_right = halves(b_sum)
-        finish_up(
-            b_left,
-            column,
-            i_m,
-            p_h,
-            p_taps,
-            p_up_bias,
-            p_conv_bias,
-            p_base,
-            p_y,
-            rows,
-            columns,
-            width,
-            clip_rows,
-            frames,
-            frame_step,
-            scale,
-            SPREAD,
-            LEAD,
-        )
-        finish_up(
-            b_right,
-            column + BLOCK_N // 2,
-            i_m,
-            p_h,
-            p_taps,
-            p_up_bias,
-            p_conv_bias,
-            p_base,
-            p_y,
-            rows,
-            columns,
-            width,
-            clip_rows,
-            frames,
-            frame_step,
-            scale,
-            SPREAD,
-            LEAD,
-        )
+        finish_up(b_left, column, i_m, p_h, p_y, added, rows, sizes, scale, SPREAD, LEAD)
+        finish_up(b_right, column + BLOCK_N // 2, i_m, p_h, p_y, added, rows, sizes, scale, SPREAD, LEAD)
     else:
         o_first, o_tile, m_tile, o_n = place(i_m, column, rows, columns, BLOCK_M, BLOCK_N)
         o_m = tl.arange(0, BLOCK_M)
@@ -112,80 +57,40 @@ def finish_up(
         tl.store(p_y + o_first + o_tile, b_y.to(p_y.dtype.element_ty), mask=m_tile)
 
 
-@triton.jit(do_not_specialize=["rows", "clip_rows", "frames"])
+@triton.jit(do_not_specialize=["rows", "clip_rows", "frames", "frame_step"])
 def up_kernel(
     p_h,  # (N, d), as all tensors of two dimensions contiguous
     p_up,  # (D, d)
-    p_up_bias,  # (D,)
-    p_taps,  # (D, 3)
-    p_conv_bias,  # (D,)
-    p_base,  # (N, D)
-    p_y,
+    p_y,  # (N, D)
+    added,  # up_bias (D,), taps (D, 3), conv_bias (D,), base (N, D)
     rows,
-    columns,
-    width,
+    shape,  # of p_up
     clip_rows,
     frames,
     frame_step,
     scale,
     SPREAD: tl.constexpr,  # columns of a channel of h, D / d
     LEAD: tl.constexpr,
-    PRECISION: tl.constexpr,
-    EVEN_N: tl.constexpr,
-    EVEN_K: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr,
+    BLOCKS: tl.constexpr,
 ):
     """y = base + scale * (h Vᵀ + a + conv(h)), the convolution beside the up-projection."""
-    i_m, i_n = tile(rows, columns, BLOCK_M, BLOCK_N, GROUP)
-    b_sum = product(
-        p_h, p_up, i_m, i_n, rows, columns, width, 1, width, PRECISION, EVEN_N, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K
-    )
-    finish_up(
-        b_sum,
-        i_n * BLOCK_N,
-        i_m,
-        p_h,
-        p_taps,
-        p_up_bias,
-        p_conv_bias,
-        p_base,
-        p_y,
-        rows,
-        columns,
-        width,
-        clip_rows,
-        frames,
-        frame_step,
-        scale,
-        SPREAD,
-        LEAD,
-    )
+    columns, width = shape
+    i_m, i_n = tile(rows, columns, BLOCKS)
+    b_sum = product(p_h, p_up, i_m, i_n, (rows, columns, width), (1, width), BLOCKS)
+    sizes = columns, width, clip_rows, frames, frame_step
+    finish_up(b_sum, i_n * BLOCKS.N, i_m, p_h, p_y, added, rows, sizes, scale, SPREAD, LEAD)
 
 
 @triton.jit
-def finish_slope(
-    b_sum,
-    column,
-    i_m,
-    p_h,
-    p_slope,
-    p_sums,
-    rows,
-    width,
-    scale,
-    ADD: tl.constexpr,
-    SUMS: tl.constexpr,
-):
-    """Write scale * (b_sum + what is there) where h is above 0, else 0, and sums of it."""
+def finish_slope(b_sum, column, i_m, p_h, p_slope, p_sums, sizes, scale, ADD: tl.constexpr):
+    """Write scale * (b_sum + what is there) where h is above 0, else 0, and sums of it; sizes are rows, width."""
+    rows, width = sizes
     BLOCK_M: tl.constexpr = b_sum.shape[0]
     BLOCK_N: tl.constexpr = b_sum.shape[1]
     if BLOCK_N > PIECE // 2:
         b_left, b_right = halves(b_sum)
-        finish_slope(b_left, column, i_m, p_h, p_slope, p_sums, rows, width, scale, ADD, SUMS)
-        finish_slope(b_right, column + BLOCK_N // 2, i_m, p_h, p_slope, p_sums, rows, width, scale, ADD, SUMS)
+        finish_slope(b_left, column, i_m, p_h, p_slope, p_sums, sizes, scale, ADD)
+        finish_slope(b_right, column + BLOCK_N // 2, i_m, p_h, p_slope, p_sums, sizes, scale, ADD)
     else:
         o_first, o_tile, m_tile, o_n = place(i_m, column, rows, width, BLOCK_M, BLOCK_N)
         b_h = tl.load(p_h + o_first + o_tile, mask=m_tile, other=0.0).to(tl.float32)
@@ -193,7 +98,7 @@ def finish_slope(
             b_sum += tl.load(p_slope + o_first + o_tile, mask=m_tile, other=0.0).to(tl.float32)
         b_slope = tl.where(b_h <= 0, 0.0, b_sum * scale)  # rows past the last one have an h of 0
         tl.store(p_slope + o_first + o_tile, b_slope.to(p_slope.dtype.element_ty), mask=m_tile)
-        if SUMS:
+        if p_sums is not None:
             write_sum(p_sums, i_m, o_n, width, width, b_slope)
 
 
@@ -203,30 +108,21 @@ def slope_kernel(
     p_weight,  # (K, R)
     p_h,  # (N, R), after its ReLU
     p_slope,  # (N, R), read only with ADD
-    p_sums,  # (blocks of rows, R) fp32, written only with SUMS
+    p_sums,  # (blocks of rows, R) fp32, or None
     rows,
-    width,
-    depth,
+    shape,  # of p_weight
     scale,
     ADD: tl.constexpr,
-    SUMS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    EVEN_N: tl.constexpr,
-    EVEN_K: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr,
+    BLOCKS: tl.constexpr,
 ):
     """slope = scale * (dy W + slope) through the ReLU that gave h, and its sums over each block of rows."""
-    i_m, i_n = tile(rows, width, BLOCK_M, BLOCK_N, GROUP)
-    b_sum = product(
-        p_dy, p_weight, i_m, i_n, rows, width, depth, width, 1, PRECISION, EVEN_N, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K
-    )
-    finish_slope(b_sum, i_n * BLOCK_N, i_m, p_h, p_slope, p_sums, rows, width, scale, ADD, SUMS)
+    depth, width = shape
+    i_m, i_n = tile(rows, width, BLOCKS)
+    b_sum = product(p_dy, p_weight, i_m, i_n, (rows, width, depth), (width, 1), BLOCKS)
+    finish_slope(b_sum, i_n * BLOCKS.N, i_m, p_h, p_slope, p_sums, (rows, width), scale, ADD)
 
 
-@triton.jit(do_not_specialize=["clips", "frames", "positions"])
+@triton.jit(do_not_specialize=["clips", "frames", "positions", "position_step", "frame_step"])
 def time_kernel(
     p_u,  # (N, D), as all tensors of two dimensions contiguous
     p_taps,  # (D, 3)
@@ -278,7 +174,7 @@ def time_kernel(
         b_here = b_after
 
 
-@triton.jit(do_not_specialize=["clips", "frames", "positions"])
+@triton.jit(do_not_specialize=["clips", "frames", "positions", "position_step", "frame_step"])
 def time_backward_kernel(
     p_dy,  # (N, D), as all tensors of two dimensions contiguous
     p_h,  # (N, C), what was convolved; read only with SUMS

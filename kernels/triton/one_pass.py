@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
 from ..operands import Branches, Geometry
-from .device import architecture, precision, shared_memory, tuned
-from .mixer import Mixer
+from .device import architecture, config_or_rule, precision, shared_memory
+from .mixer import MixerConfig, prepared
 from .one_pass_kernels import one_pass_narrow_kernel, one_pass_wide_kernel
-from .projection import Biases
-from .ted_weights import Joined, up_biases
+from .projection import Blocks
+from .ted_weights import up_biases
 
 WIDEST_NARROW = 256  # columns of h, which one tile of the narrow plan holds
 _PROGRAMS = 2  # on a multiprocessor at a time
+_ADJACENT = 2  # patches that a thread of the mixer holds
 
 
 class NarrowConfig(NamedTuple):
@@ -68,13 +69,14 @@ def wide_config(width: int, dtype: torch.dtype, architecture: int) -> WideConfig
     channels = min(32, triton.next_power_of_2(width))
     if dtype == torch.float32:
         return WideConfig(64, 64, 32, 2, 8, 32, channels)
-    return WideConfig(128, 128, 64, 3 if shared_memory(architecture) > 99 * 1024 else 2, 8, 32, channels)
+    return WideConfig(128, 128, 64, 3 if shared_memory(architecture) > 99 * 1024 else 2, 8, 64, channels)
 
 
 def wide_candidates(width: int, dtype: torch.dtype, architecture: int) -> list[WideConfig]:
     """What a tuner may try, the static rule's first."""
     rule = wide_config(width, dtype, architecture)
-    others = [rule._replace(tokens=64), rule._replace(stages=2), rule._replace(columns=64, warps=4)]
+    others = [rule._replace(tokens=tokens) for tokens in (32, 64)]
+    others += [rule._replace(stages=2), rule._replace(columns=64, warps=4, tokens=32)]
     return list(dict.fromkeys([rule, *others]))
 
 
@@ -87,39 +89,35 @@ def forward_narrow(
     reads h from the cache.
     """
     h, y = x.new_empty(branches.hidden_shape(x)), torch.empty_like(x)
-    mixer, joined = Mixer.of(branches, geometry), Joined.of(branches)
-    biases = up_biases(branches, geometry.patches_only)
+    mixer, joined = prepared(branches, geometry, x.dtype)
     frames, tokens, dim = x.shape
-    columns = h.shape[2]
+    columns, block = h.shape[2], block_of(h.shape[2])
     if config is None:
         question = mixer.width, columns, x.dtype, architecture(x.device)
-        config = tuned("one_pass_narrow", narrow_config(*question), x.device, *question)
+        config = config_or_rule("one_pass_narrow", narrow_config(*question), x.device, *question)
     clips, step = frames // geometry.num_frames, 2 * triton.cdiv(geometry.num_frames * tokens, config.rows)
     ahead = _ahead(step, x.device)
     one_pass_narrow_kernel[(clips + ahead) * step,](
         x,
-        joined.down,
-        h if joined.down_bias is None else joined.down_bias,
+        (joined.down, joined.down_bias),
         h,
-        *mixer.weights(h),
-        joined.up,
-        *(h if bias is None else bias for bias in biases),
+        *mixer.tables,
+        (joined.up, *up_biases(branches, geometry.patches_only)),
         y,
         torch.zeros(1 + clips, dtype=torch.int32, device=x.device),
         clips,
         ahead,
-        *mixer.sizes(h),
+        *mixer.frames(h),
+        *geometry.grid,
         dim,
-        **_switches(mixer, branches, biases, x, residual),
-        EVEN_C=block_of(columns) == columns,
-        EVEN_D=dim % config.depth == 0,
-        BLOCK_M=config.rows,
+        RESIDUAL=residual,
+        LAYOUT=mixer.layout(h),
+        DOWN=Blocks(precision(x.dtype), block == columns, dim % config.depth == 0, config.rows, block, config.depth),
         BLOCK_N=config.columns,
-        BLOCK_K=config.depth,
-        BLOCK_C=block_of(columns),
         BLOCK_R=block_of(mixer.width),
         num_stages=config.stages,
         num_warps=config.warps,
+        enable_fp_fusion=True,
     )
     return y, h
 
@@ -129,56 +127,53 @@ def forward_wide(
 ) -> tuple[Tensor, Tensor]:
     """y (B*T, L, D) and h (B*T, L, C) of contiguous x.
 
-    Moves the bytes of three launches, h and u whole, of which the cache serves those that a stage reads again: x, h and
-    u of the clips between the stages.
+    Moves the bytes of a launch for each step, h and u whole, of which the cache serves those that a stage reads again:
+    x, h and u of the clips between the stages.
     """
     h, y = x.new_empty(branches.hidden_shape(x)), torch.empty_like(x)
-    mixer, joined = Mixer.of(branches, geometry), Joined.of(branches)
-    biases = up_biases(branches, geometry.patches_only)
+    mixer, joined = prepared(branches, geometry, x.dtype)
     frames, tokens, dim = x.shape
     columns = h.shape[2]
     if config is None:
         question = mixer.width, x.dtype, architecture(x.device)
-        config = tuned("one_pass_wide", wide_config(*question), x.device, *question)
-    clips, blocks_c = frames // geometry.num_frames, mixer.blocks(config.channels)
+        config = config_or_rule("one_pass_wide", wide_config(*question), x.device, *question)
+    clips = frames // geometry.num_frames
+    tile = MixerConfig(config.tokens, config.channels, config.warps, _ADJACENT)
+    temporal_tiles, mixes = mixer.tiles(h, tile)
     blocks_n = triton.cdiv(columns, config.columns) + triton.cdiv(dim, config.columns)
     blocks_m = triton.cdiv(geometry.num_frames * tokens, config.rows)
-    step = blocks_m * blocks_n + triton.cdiv(tokens, config.tokens) * blocks_c
+    step = blocks_m * blocks_n + mixes
     ahead = _ahead(step, x.device)
+    even_c, even_d = (size % config.columns == 0 and size % config.depth == 0 for size in (columns, dim))
+    blocks = config.rows, config.columns, config.depth
     one_pass_wide_kernel[(clips + 2 * ahead) * step,](
         x,
-        joined.down,
-        h if joined.down_bias is None else joined.down_bias,
+        (joined.down, joined.down_bias),
         h,
-        *mixer.weights(h),
+        *mixer.tables,
         torch.empty_like(h),
-        joined.up,
-        *(h if bias is None else bias for bias in biases),
+        (joined.up, *up_biases(branches, geometry.patches_only)),
         y,
         torch.zeros(1 + 2 * clips, dtype=torch.int32, device=x.device),
         clips,
         ahead,
-        blocks_c,
-        *mixer.sizes(h),
+        temporal_tiles,
+        mixes,
+        *mixer.frames(h),
+        *geometry.grid,
         dim,
-        **_switches(mixer, branches, biases, x, residual),
-        EVEN_C=columns % config.columns == 0 and columns % config.depth == 0,
-        EVEN_D=dim % config.columns == 0 and dim % config.depth == 0,
-        BLOCK_M=config.rows,
-        BLOCK_N=config.columns,
-        BLOCK_K=config.depth,
+        RESIDUAL=residual,
+        LAYOUT=mixer.layout(h),
+        DOWN=Blocks(precision(x.dtype), even_c, even_d, *blocks),
+        UP=Blocks(precision(x.dtype), even_d, even_c, *blocks),
         BLOCK_P=config.tokens,
         BLOCK_C=config.channels,
+        ADJACENT=_ADJACENT,
         num_stages=config.stages,
         num_warps=config.warps,
+        enable_fp_fusion=True,
     )
     return y, h
-
-
-def _switches(mixer: Mixer, branches: Branches, biases: Biases, x: Tensor, residual: bool) -> dict[str, Any]:
-    switches = mixer.switches() | {"RESIDUAL": residual, "BIAS": bool(branches.temporal)}
-    switches |= {name: bias is not None for name, bias in zip(("UP_BIAS", "PATCH_BIAS"), biases, strict=True)}
-    return switches | {"PRECISION": precision(x.dtype), "enable_fp_fusion": True}
 
 
 def _ahead(step: int, device: torch.device) -> int:

@@ -6,14 +6,14 @@ and sums it over all rows while it is there: that is the gradient of the up-proj
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .device import architecture, precision, shared_memory, tuned
+from .device import architecture, config_or_rule, precision, shared_memory
 
 Biases = tuple[Tensor | None, Tensor | None]  # of every row, and of patch rows besides
 
@@ -75,36 +75,41 @@ def projection_candidates(columns: int, depth: int, dtype: torch.dtype, architec
 PIECE = tl.constexpr(64)
 
 
+class Blocks(NamedTuple):
+    """Constants of a product: how fp32 is multiplied, whether blocks fill all columns and all of the depth, the blocks
+    of rows, columns and depth, and how many blocks of rows share their weights in the cache."""
+
+    PRECISION: str
+    EVEN_N: bool
+    EVEN_K: bool
+    M: int
+    N: int
+    K: int
+    GROUP: int = 1
+
+
 @triton.jit
-def tile(rows, columns, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr):
+def tile(rows, columns, BLOCKS: tl.constexpr):
     """Block of rows and of columns; programs that follow each other share rows of a and columns of b in the cache."""
     i_program = tl.program_id(0)
-    blocks_m, blocks_n = tl.cdiv(rows, BLOCK_M), tl.cdiv(columns, BLOCK_N)
-    i_group = i_program // (GROUP * blocks_n)
-    group_size = min(blocks_m - i_group * GROUP, GROUP)
-    i_in_group = i_program % (GROUP * blocks_n)
-    return i_group * GROUP + i_in_group % group_size, i_in_group // group_size
+    blocks_m, blocks_n = tl.cdiv(rows, BLOCKS.M), tl.cdiv(columns, BLOCKS.N)
+    i_group = i_program // (BLOCKS.GROUP * blocks_n)
+    group_size = min(blocks_m - i_group * BLOCKS.GROUP, BLOCKS.GROUP)
+    i_in_group = i_program % (BLOCKS.GROUP * blocks_n)
+    return i_group * BLOCKS.GROUP + i_in_group % group_size, i_in_group // group_size
 
 
 @triton.jit
-def product(
-    p_a,  # (M, K), contiguous
-    p_b,  # (K, N), any strides
-    i_m,
-    i_n,
-    rows,
-    columns,
-    depth,
-    stride_bk,
-    stride_bn,
-    PRECISION: tl.constexpr,
-    EVEN_N: tl.constexpr,  # whether blocks fill all columns, and all of the depth
-    EVEN_K: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """[BLOCK_M, BLOCK_N] of a @ b in fp32; past the last row it is repeated, past the last column there are zeros."""
+def product(p_a, p_b, i_m, i_n, sizes, strides, BLOCKS: tl.constexpr):
+    """[M, N] of a @ b in fp32; past the last row it is repeated, past the last column there are zeros.
+
+    a is (rows, depth) and contiguous, b (depth, columns) and of these strides; sizes are rows, columns, depth.
+    """
+    rows, columns, depth = sizes
+    stride_bk, stride_bn = strides
+    BLOCK_M: tl.constexpr = BLOCKS.M
+    BLOCK_N: tl.constexpr = BLOCKS.N
+    BLOCK_K: tl.constexpr = BLOCKS.K
     first = i_m * BLOCK_M
     o_m = tl.minimum(tl.arange(0, BLOCK_M), rows - 1 - first)
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -113,15 +118,15 @@ def product(
     p_tile_b = p_b + o_k[:, None] * stride_bk + o_n[None, :] * stride_bn
     b_sum = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
     for k in range(0, depth, BLOCK_K):
-        if EVEN_K:
+        if BLOCKS.EVEN_K:
             b_a = tl.load(p_tile_a)
         else:
             b_a = tl.load(p_tile_a, mask=(o_k < depth - k)[None, :], other=0.0)
-        if EVEN_K and EVEN_N:
+        if BLOCKS.EVEN_K and BLOCKS.EVEN_N:
             b_b = tl.load(p_tile_b)
         else:
             b_b = tl.load(p_tile_b, mask=(o_k < depth - k)[:, None] & (o_n < columns)[None, :], other=0.0)
-        b_sum = tl.dot(b_a, b_b, b_sum, input_precision=PRECISION)
+        b_sum = tl.dot(b_a, b_b, b_sum, input_precision=BLOCKS.PRECISION)
         p_tile_a += BLOCK_K
         p_tile_b += BLOCK_K * stride_bk
     return b_sum
@@ -151,82 +156,36 @@ def write_sum(p_sums, i_m, o_n, columns, stride, b_value):
 
 
 @triton.jit
-def finish_projection(
-    b_sum,  # the product from `column` on
-    column,
-    i_m,
-    p_residual,
-    p_bias,
-    p_patch_bias,
-    p_out,
-    p_sums,
-    rows,
-    columns,
-    tokens,
-    scale,
-    RESIDUAL: tl.constexpr,
-    BIAS: tl.constexpr,
-    PATCH_BIAS: tl.constexpr,
-    CLASS: tl.constexpr,
-    SUMS: tl.constexpr,
-):
+def finish_projection(b_sum, column, i_m, p_out, added, sizes, scale, CLASS: tl.constexpr):
+    """Write scale * (b_sum + biases) + residual, where b_sum is the product from `column` on.
+
+    What is added are the residual, the bias of every row, the bias of every row but, with CLASS, every tokens-th; the
+    fourth is where fp32 sums of the residual go, a row for each block of rows. None is left out. sizes are rows,
+    columns, tokens.
+    """
+    p_residual, p_bias, p_patch_bias, p_sums = added
+    rows, columns, tokens = sizes
     BLOCK_M: tl.constexpr = b_sum.shape[0]
     BLOCK_N: tl.constexpr = b_sum.shape[1]
-    if (PIECE // 2 if SUMS else PIECE) < BLOCK_N:
+    if (PIECE if p_sums is None else PIECE // 2) < BLOCK_N:
         b_left, b_right = halves(b_sum)
-        finish_projection(
-            b_left,
-            column,
-            i_m,
-            p_residual,
-            p_bias,
-            p_patch_bias,
-            p_out,
-            p_sums,
-            rows,
-            columns,
-            tokens,
-            scale,
-            RESIDUAL,
-            BIAS,
-            PATCH_BIAS,
-            CLASS,
-            SUMS,
-        )
-        finish_projection(
-            b_right,
-            column + BLOCK_N // 2,
-            i_m,
-            p_residual,
-            p_bias,
-            p_patch_bias,
-            p_out,
-            p_sums,
-            rows,
-            columns,
-            tokens,
-            scale,
-            RESIDUAL,
-            BIAS,
-            PATCH_BIAS,
-            CLASS,
-            SUMS,
-        )
+        finish_projection(b_left, column, i_m, p_out, added, sizes, scale, CLASS)
+        finish_projection(b_right, column + BLOCK_N // 2, i_m, p_out, added, sizes, scale, CLASS)
     else:
         o_first, o_tile, m_tile, o_n = place(i_m, column, rows, columns, BLOCK_M, BLOCK_N)
-        if BIAS:
+        if p_bias is not None:
             b_sum += tl.load(p_bias + o_n, mask=o_n < columns, other=0.0).to(tl.float32)[None, :]
-        if PATCH_BIAS:
+        if p_patch_bias is not None:
             b_patch = tl.load(p_patch_bias + o_n, mask=o_n < columns, other=0.0).to(tl.float32)[None, :]
             if CLASS:
                 o_m = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
                 b_patch = tl.where((o_m % tokens == 0)[:, None], 0.0, b_patch)
             b_sum += b_patch
         b_sum *= scale
-        if RESIDUAL:
+        if p_residual is not None:
             b_residual = tl.load(p_residual + o_first + o_tile, mask=m_tile, other=0.0).to(tl.float32)
             b_sum += b_residual
-            if SUMS:
+            if p_sums is not None:
                 write_sum(p_sums, i_m, o_n, columns, columns, b_residual)
         tl.store(p_out + o_first + o_tile, b_sum.to(p_out.dtype.element_ty), mask=m_tile)
 
@@ -234,69 +193,21 @@ def finish_projection(
 @triton.jit(do_not_specialize=["rows", "tokens"])
 def projection_kernel(
     p_a,  # (M, K), contiguous
-    p_b,  # (K, N), any strides
-    p_residual,  # (M, N), contiguous
-    p_bias,  # (N,)
-    p_patch_bias,
-    p_out,
-    p_sums,  # (blocks of rows, N) fp32
+    p_b,  # (K, N), of these strides
+    p_out,  # (M, N), contiguous as the residual
+    added,  # as in finish_projection
     rows,
-    columns,
-    depth,
     tokens,
-    stride_bk,
-    stride_bn,
+    shape,  # of b: depth, columns
+    strides,
     scale,
-    RESIDUAL: tl.constexpr,
-    BIAS: tl.constexpr,  # in every row
-    PATCH_BIAS: tl.constexpr,  # in every row or, with CLASS, not in every tokens-th
     CLASS: tl.constexpr,
-    SUMS: tl.constexpr,  # of the residual
-    PRECISION: tl.constexpr,
-    EVEN_N: tl.constexpr,
-    EVEN_K: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr,
+    BLOCKS: tl.constexpr,
 ):
-    i_m, i_n = tile(rows, columns, BLOCK_M, BLOCK_N, GROUP)
-    b_sum = product(
-        p_a,
-        p_b,
-        i_m,
-        i_n,
-        rows,
-        columns,
-        depth,
-        stride_bk,
-        stride_bn,
-        PRECISION,
-        EVEN_N,
-        EVEN_K,
-        BLOCK_M,
-        BLOCK_N,
-        BLOCK_K,
-    )
-    finish_projection(
-        b_sum,
-        i_n * BLOCK_N,
-        i_m,
-        p_residual,
-        p_bias,
-        p_patch_bias,
-        p_out,
-        p_sums,
-        rows,
-        columns,
-        tokens,
-        scale,
-        RESIDUAL,
-        BIAS,
-        PATCH_BIAS,
-        CLASS,
-        SUMS,
-    )
+    depth, columns = shape
+    i_m, i_n = tile(rows, columns, BLOCKS)
+    b_sum = product(p_a, p_b, i_m, i_n, (rows, columns, depth), strides, BLOCKS)
+    finish_projection(b_sum, i_n * BLOCKS.N, i_m, p_out, added, (rows, columns, tokens), scale, CLASS)
 
 
 def project(
@@ -352,23 +263,14 @@ def _launch(
     projection_kernel[blocks * triton.cdiv(columns, config.columns),](
         a,
         b,
-        out if residual is None else residual,
-        out if bias is None else bias,
-        out if patch_bias is None else patch_bias,
         out,
-        partial,
+        (residual, bias, patch_bias, partial if sums else None),
         rows,
-        columns,
-        depth,
         a.shape[-2],
-        b.stride(0),
-        b.stride(1),
+        tuple(b.shape),
+        b.stride(),
         scale,
-        RESIDUAL=residual is not None,
-        BIAS=bias is not None,
-        PATCH_BIAS=patch_bias is not None,
         CLASS=class_token,
-        SUMS=sums,
         **launch_options(columns, depth, a.dtype, config),
     )
     return out, partial
@@ -377,19 +279,11 @@ def _launch(
 def config_of(columns: int, depth: int, a: Tensor) -> ProjectionConfig:
     """What was measured for this product on the device of a, or else the static rule's tile."""
     question = columns, depth, a.dtype, architecture(a.device)
-    return tuned("projection", projection_config(*question), a.device, *question)
+    return config_or_rule("projection", projection_config(*question), a.device, *question)
 
 
-def launch_options(columns: int, depth: int, dtype: torch.dtype, config: ProjectionConfig) -> dict[str, str | int]:
+def launch_options(columns: int, depth: int, dtype: torch.dtype, config: ProjectionConfig) -> dict[str, Any]:
     """The constants of `product` and `tile`, and the launch's own."""
-    return {
-        "PRECISION": precision(dtype),
-        "EVEN_N": columns % config.columns == 0,
-        "EVEN_K": depth % config.depth == 0,
-        "BLOCK_M": config.rows,
-        "BLOCK_N": config.columns,
-        "BLOCK_K": config.depth,
-        "GROUP": config.group,
-        "num_stages": config.stages,
-        "num_warps": config.warps,
-    }
+    even = columns % config.columns == 0, depth % config.depth == 0
+    blocks = Blocks(precision(dtype), *even, config.rows, config.columns, config.depth, config.group)
+    return {"BLOCKS": blocks, "num_stages": config.stages, "num_warps": config.warps}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -17,6 +18,31 @@ from .projection import Biases
 from .tiles import column_sum
 
 _BLOCK = 1024
+_BLOCK_R = 32  # channels of the mixer's tables
+
+
+class Tables(NamedTuple):
+    """The mixer's weights as its kernels read them (mixer_kernels.py); a branch that is off has none."""
+
+    temporal: Tensor | None  # (4, R) fp32
+    difference: Tensor | None  # (25, R) fp32
+
+    @classmethod
+    def empty(cls, temporal: list[Tensor], difference: list[Tensor]) -> Tables:
+        """Memory for the tables of a mixer's weights."""
+        sizes = ((4, temporal), (25, difference))
+        found = (part[1].new_empty(rows, len(part[1]), dtype=torch.float32) if part else None for rows, part in sizes)
+        return cls(*found)
+
+    @classmethod
+    def of(cls, temporal: list[Tensor], difference: list[Tensor]) -> Tables:
+        """The tables of contiguous weights, as `MixerWeights` has them."""
+        tables = cls.empty(temporal, difference)
+        width = len((temporal or difference)[1])
+        table_kernel[triton.cdiv(width, _BLOCK_R),](
+            tuple(temporal) or None, tuple(difference) or None, *tables, width, BLOCK_R=_BLOCK_R
+        )
+        return tables
 
 
 class Joined(NamedTuple):
@@ -30,28 +56,48 @@ class Joined(NamedTuple):
     up: Tensor
 
     @classmethod
-    def of(cls, branches: Branches) -> Joined:
-        te, *td = branches.projections()
-        te_down, te_bias, te_up = te[0].contiguous(), te[1].contiguous(), te[4].contiguous()
-        if not td:
-            return cls(te_down, te_bias if branches.temporal else None, te_up)
-        width, dim = te_down.shape
-        joined = cls(te_down.new_empty(2 * width, dim), te_bias.new_empty(2 * width), te_up.new_empty(dim, 2 * width))
-        td_down, td_up = td[0][0].contiguous(), td[0][4].contiguous()
-        join_kernel[triton.cdiv(width * dim, _BLOCK),](
-            te_down, td_down, te_bias, te_up, td_up, *joined, width * dim, width, BLOCK=_BLOCK
+    def of(
+        cls, branches: Branches, temporal: list[Tensor], difference: list[Tensor], dtype: torch.dtype
+    ) -> tuple[Joined, Tables]:
+        """The weights of all projections in this dtype and, in the same launch, the tables of the mixer's weights."""
+        parts = [(part[0].contiguous(), part[1].contiguous(), part[4].contiguous()) for part in branches.projections()]
+        down, bias, up = parts[0]
+        has_bias = bool(branches.temporal)
+        if len(parts) == 1 and down.dtype == bias.dtype == up.dtype == dtype:
+            return cls(down, bias if has_bias else None, up), Tables.of(temporal, difference)
+        (width, dim), columns = down.shape, len(parts) * len(down)
+        joined = cls(
+            down.new_empty(columns, dim, dtype=dtype),
+            bias.new_empty(columns, dtype=dtype) if has_bias else None,
+            up.new_empty(dim, columns, dtype=dtype),
         )
-        return joined
+        tables, blocks = Tables.empty(temporal, difference), triton.cdiv(width * dim, _BLOCK)
+        join_kernel[blocks + triton.cdiv(width, _BLOCK_R),](
+            parts[0],
+            parts[1] if len(parts) == 2 else None,
+            joined,
+            tuple(temporal) or None,
+            tuple(difference) or None,
+            tables,
+            blocks,
+            width * dim,
+            width,
+            BLOCK=_BLOCK,
+            BLOCK_R=_BLOCK_R,
+        )
+        return joined, tables
 
 
 def split(down: Tensor, up: Tensor, branches: Branches) -> tuple[list[Tensor], list[Tensor]]:
-    """Contiguous down (C, D) and up (D, C) as those of each projection, in memory of their own."""
+    """Contiguous down (C, D) and up (D, C) as those of each projection, in its dtype and in memory of their own."""
     parts = branches.projections()
-    if len(parts) == 1:
+    if len(parts) == 1 and parts[0][0].dtype == parts[0][4].dtype == down.dtype:
         return [down], [up]
     downs, ups = ([part[i].new_empty(part[i].shape) for part in parts] for i in (0, 4))
     size = downs[0].numel()
-    split_kernel[triton.cdiv(size, _BLOCK),](down, up, *downs, *ups, size, downs[0].shape[0], BLOCK=_BLOCK)
+    split_kernel[triton.cdiv(size, _BLOCK),](
+        down, up, tuple(downs), tuple(ups), size, len(downs[0]), PARTS=len(parts), BLOCK=_BLOCK
+    )
     return downs, ups
 
 
@@ -98,52 +144,107 @@ def up_bias_gradients(partial: Tensor, dy: Tensor, branches: Branches, geometry:
 
 
 @triton.jit
+def write_temporal_table(temporal, p_table, o_r, width):
+    """Of the channels o_r: three taps, bias."""
+    m_r = o_r < width
+    for k in tl.static_range(3):
+        tl.store(p_table + k * width + o_r, tl.load(temporal[0] + o_r * 3 + k, mask=m_r), mask=m_r)
+    tl.store(p_table + 3 * width + o_r, tl.load(temporal[1] + o_r, mask=m_r), mask=m_r)
+
+
+@triton.jit
+def write_difference_table(difference, p_table, o_r, width):
+    """Of the channels o_r: nine taps, and what a patch gets besides for every set of neighbours that it may have."""
+    m_r = o_r < width
+    b_bias = tl.load(difference[1] + o_r, mask=m_r).to(tl.float32)
+    b_down = tl.load(difference[2] + o_r, mask=m_r).to(tl.float32)
+    taps = ()
+    for k in tl.static_range(9):
+        b_tap = tl.load(difference[0] + o_r * 9 + k, mask=m_r).to(tl.float32)
+        tl.store(p_table + k * width + o_r, b_tap, mask=m_r)
+        taps += (b_tap,)
+    for there in tl.static_range(16):
+        b_sum = b_bias
+        for k in tl.static_range(9):
+            if (k // 3 == 1 or there & (1 + k // 6)) and (k % 3 == 1 or there & (4 + 2 * (k % 3))):
+                b_sum += taps[k] * b_down
+        tl.store(p_table + (9 + there) * width + o_r, b_sum, mask=m_r)
+
+
+@triton.jit
+def table_kernel(
+    temporal,  # taps (R, 3) and bias (R,), or None
+    difference,  # taps (R, 9), bias (R,) and the down-projection's bias (R,), or None
+    p_temporal,  # (4, R) fp32, or None
+    p_difference,  # (25, R) fp32, or None
+    width,
+    BLOCK_R: tl.constexpr,
+):
+    o_r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    if p_temporal is not None:
+        write_temporal_table(temporal, p_temporal, o_r, width)
+    if p_difference is not None:
+        write_difference_table(difference, p_difference, o_r, width)
+
+
+@triton.jit
 def join_kernel(
-    p_te_down,  # (R, D)
-    p_td_down,
-    p_te_bias,  # (R,)
-    p_te_up,  # (D, R)
-    p_td_up,
-    p_down,  # (2R, D)
-    p_bias,  # (2R,)
-    p_up,  # (D, 2R)
+    te,  # down (R, D), its bias (R,), up (D, R) of the first projection
+    td,  # and of the second, or None
+    joined,  # down (C, D), bias (C,) or None, up (D, C)
+    temporal,  # as in table_kernel
+    difference,
+    tables,
+    blocks,  # of projections; then come those of the tables
     size,  # R D
     width,  # R
     BLOCK: tl.constexpr,
+    BLOCK_R: tl.constexpr,
 ):
-    o_w = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    m_w, m_b = o_w < size, o_w < width
-    o_up = o_w // width * (2 * width) + o_w % width
-    tl.store(p_down + o_w, tl.load(p_te_down + o_w, mask=m_w), mask=m_w)
-    tl.store(p_down + size + o_w, tl.load(p_td_down + o_w, mask=m_w), mask=m_w)
-    tl.store(p_up + o_up, tl.load(p_te_up + o_w, mask=m_w), mask=m_w)
-    tl.store(p_up + width + o_up, tl.load(p_td_up + o_w, mask=m_w), mask=m_w)
-    tl.store(p_bias + o_w, tl.load(p_te_bias + o_w, mask=m_b), mask=m_b)
-    tl.store(p_bias + width + o_w, tl.zeros([BLOCK], dtype=tl.float32), mask=m_b)
+    p_down, p_bias, p_up = joined
+    i_block = tl.program_id(0)
+    if i_block < blocks:
+        o_w = i_block * BLOCK + tl.arange(0, BLOCK)
+        m_w, m_b = o_w < size, o_w < width
+        tl.store(p_down + o_w, tl.load(te[0] + o_w, mask=m_w), mask=m_w)
+        if p_bias is not None:
+            tl.store(p_bias + o_w, tl.load(te[1] + o_w, mask=m_b), mask=m_b)
+        if td is None:
+            tl.store(p_up + o_w, tl.load(te[2] + o_w, mask=m_w), mask=m_w)
+        else:
+            o_up = o_w // width * (2 * width) + o_w % width
+            tl.store(p_down + size + o_w, tl.load(td[0] + o_w, mask=m_w), mask=m_w)
+            tl.store(p_bias + width + o_w, tl.zeros([BLOCK], dtype=tl.float32), mask=m_b)
+            tl.store(p_up + o_up, tl.load(te[2] + o_w, mask=m_w), mask=m_w)
+            tl.store(p_up + width + o_up, tl.load(td[2] + o_w, mask=m_w), mask=m_w)
+    else:
+        o_r = (i_block - blocks) * BLOCK_R + tl.arange(0, BLOCK_R)
+        if temporal is not None:
+            write_temporal_table(temporal, tables[0], o_r, width)
+        if difference is not None:
+            write_difference_table(difference, tables[1], o_r, width)
 
 
 @triton.jit
 def split_kernel(
-    p_down,  # (2R, D)
-    p_up,  # (D, 2R)
-    p_te_down,  # (R, D)
-    p_td_down,
-    p_te_up,  # (D, R)
-    p_td_up,
+    p_down,  # (C, D)
+    p_up,  # (D, C)
+    downs,  # (R, D) of each projection
+    ups,  # (D, R)
     size,  # R D
     width,  # R
+    PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     o_w = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     m_w = o_w < size
-    o_up = o_w // width * (2 * width) + o_w % width
-    tl.store(p_te_down + o_w, tl.load(p_down + o_w, mask=m_w), mask=m_w)
-    tl.store(p_td_down + o_w, tl.load(p_down + size + o_w, mask=m_w), mask=m_w)
-    tl.store(p_te_up + o_w, tl.load(p_up + o_up, mask=m_w), mask=m_w)
-    tl.store(p_td_up + o_w, tl.load(p_up + width + o_up, mask=m_w), mask=m_w)
+    o_up = o_w // width * (PARTS * width) + o_w % width
+    for i in tl.static_range(PARTS):
+        tl.store(downs[i] + o_w, tl.load(p_down + i * size + o_w, mask=m_w), mask=m_w)
+        tl.store(ups[i] + o_w, tl.load(p_up + i * width + o_up, mask=m_w), mask=m_w)
 
 
-@triton.jit(do_not_specialize=["blocks", "frames"])
+@triton.jit(do_not_specialize=["blocks", "frames", "frame_size"])
 def row_sums_kernel(
     p_partial,  # (blocks of rows, D) fp32
     p_dy,

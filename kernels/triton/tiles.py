@@ -1,91 +1,167 @@
-"""What the mixer's kernels share: tiles of tokens and channels, and the neighbours of a patch in its frame.
+"""What the mixer's kernels share: tiles of tokens and channels, and groups of patches with their neighbours.
 
-A tile is passed around as the tuple `(o_p, o_y, o_x, o_c, m_patch, m_c, columns, grid_height, grid_width)` that `tile`
-makes: tokens, their rows and columns in the grid, channels, which tokens are patches, which channels exist, and the
-distance of two tokens in memory.
+A group is some adjacent patches of a row of the grid, held by one thread: the patches that it loads above, below and
+beside them serve them all. Tuples hold a tile [BLOCK_G, BLOCK_C] for each patch of a group, or of a line, which is a
+group with the patch before it and the one behind it. `patches` makes the tuple that is passed around as `here`.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
 
 
-@triton.jit
-def tile(o_p, o_c, tokens, width, columns, grid_height, grid_width, CLASS: tl.constexpr):
-    """The tile of tokens o_p and channels o_c; token 0 is the class token or, without one, the first patch."""
-    o_patch = o_p - CLASS
-    m_patch = (o_patch >= 0) & (o_p < tokens)
-    return o_p, o_patch // grid_width, o_patch % grid_width, o_c, m_patch, o_c < width, columns, grid_height, grid_width
+class Layout(NamedTuple):
+    """Constants of the mixer's kernels."""
+
+    WIDTH: int  # R, channels of a branch
+    COLUMNS: int  # C of h: 2R where each branch has its own columns, the temporal one first, else R
+    CLASS: int  # class tokens of a frame
+    PATCHES_ONLY: bool  # the temporal branch leaves out class tokens, too
 
 
 @triton.jit
-def neighbour(o_y, o_x, m_patch, grid_height, grid_width, dy, dx):
-    """Whether a patch has a neighbour at this offset."""
-    m_y = (o_y + dy >= 0) & (o_y + dy < grid_height)
-    return m_patch & m_y & (o_x + dx >= 0) & (o_x + dx < grid_width)
+def widen(b_value):
+    """fp32 values of a tile; of bf16 by one shift or mask each, where a conversion takes two instructions."""
+    if b_value.dtype == tl.bfloat16:
+        b_value = (b_value.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    return b_value.to(tl.float32)
 
 
 @triton.jit
-def load(p_frame, o_p, o_c, m_p, m_c, columns):
-    """[BLOCK_P, BLOCK_C] values of one frame, zeros where a mask is off."""
-    pointers = p_frame + o_p[:, None] * columns + o_c[None, :]
-    return tl.load(pointers, mask=m_p[:, None] & m_c[None, :], other=0.0)
+def load(p_frame, o_p, o_c, m_tile, columns):
+    """[BLOCK_P, BLOCK_C] values of one frame, zeros where the mask is off."""
+    return tl.load(p_frame + (o_p[:, None] * columns + o_c[None, :]), mask=m_tile, other=0.0)
 
 
 @triton.jit
-def store(p_frame, o_p, o_c, m_p, m_c, columns, b_value):
-    pointers = p_frame + o_p[:, None] * columns + o_c[None, :]
-    tl.store(pointers, b_value.to(p_frame.dtype.element_ty), mask=m_p[:, None] & m_c[None, :])
+def store(p_frame, o_p, o_c, m_tile, b_value, columns):
+    tl.store(p_frame + (o_p[:, None] * columns + o_c[None, :]), b_value.to(p_frame.dtype.element_ty), mask=m_tile)
 
 
 @triton.jit
-def vector(p_vector, o_c, m_c):
-    """[1, BLOCK_C] fp32 values of a vector (R,) of any dtype."""
-    return tl.load(p_vector + o_c, mask=m_c, other=0.0).to(tl.float32)[None, :]
+def channels(i_block, WIDTH: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Of blocks whose channels run fastest: channels, which of them exist, and what number is left of the block's.
+
+    Where blocks fill the width, all exist, which is known when the kernel is compiled and makes masks cheap.
+    """
+    BLOCKS: tl.constexpr = (WIDTH + BLOCK_C - 1) // BLOCK_C
+    o_c = i_block % BLOCKS * BLOCK_C + tl.arange(0, BLOCK_C)
+    if WIDTH % BLOCK_C == 0:
+        m_c = tl.full([BLOCK_C], 1, tl.int1)
+    else:
+        m_c = o_c < WIDTH
+    return o_c, m_c, i_block // BLOCKS
 
 
 @triton.jit
-def tap(p_taps, k, o_c, m_c, TAPS: tl.constexpr):
-    """[1, BLOCK_C] fp32: tap k of a convolution whose weight (R, TAPS) has any dtype."""
-    return tl.load(p_taps + o_c * TAPS + k, mask=m_c, other=0.0).to(tl.float32)[None, :]
+def table_row(p_table, k, o_c, m_c, WIDTH: tl.constexpr):
+    """[1, BLOCK_C] fp32: row k of a table (N, R)."""
+    return tl.load(p_table + k * WIDTH + o_c, mask=m_c, other=0.0)[None, :]
 
 
 @triton.jit
-def taps_of(p_taps, o_c, m_c, TAPS: tl.constexpr, FLIP: tl.constexpr):
-    """A tuple of [1, BLOCK_C] fp32 taps of a convolution (R, TAPS), in registers; with FLIP of its transpose."""
+def patches(i_g, m_c, grid_height, grid_width, CLASS: tl.constexpr, BLOCK_G: tl.constexpr, ADJACENT: tl.constexpr):
+    """A block of groups: tokens of their first patches and of those above and below, or the group's own row again where
+    the grid ends; which of the three exist; which patches of a line do; row and column of the first patch.
+    """
+    across = tl.cdiv(grid_width, ADJACENT)
+    o_g = i_g * BLOCK_G + tl.arange(0, BLOCK_G)
+    m_g = o_g < grid_height * across
+    o_y, o_x = tl.minimum(o_g // across, grid_height - 1), o_g % across * ADJACENT
+    m_above, m_below = o_y > 0, o_y + 1 < grid_height
+    o_here = CLASS + o_y * grid_width + o_x
+    o_rows = o_here - tl.where(m_above, grid_width, 0), o_here, o_here + tl.where(m_below, grid_width, 0)
+    m_line = (m_c[None, :] & (o_x > 0)[:, None], m_c[None, :] & tl.full([BLOCK_G, 1], 1, tl.int1))
+    for i in tl.static_range(1, ADJACENT + 1):
+        m_line += (m_c[None, :] & (o_x + i < grid_width)[:, None],)  # type: ignore[assignment]
+    return o_rows, (m_g & m_above, m_g, m_g & m_below), m_line, o_y, o_x
+
+
+@triton.jit
+def window(p_table, here, o_c, m_c, WIDTH: tl.constexpr, FLIP: tl.constexpr):
+    """Nine taps [BLOCK_G, BLOCK_C] of a 3x3 convolution, with FLIP of its transpose; zeros for rows beside the grid.
+
+    There the own row is once more, which is never further from a patch than its neighbours are. So what is not a number
+    spreads no further than it should.
+    """
+    _, m_rows, _, _, _ = here
     taps = ()
-    for k in tl.static_range(TAPS):
-        taps += (tap(p_taps, TAPS - 1 - k if FLIP else k, o_c, m_c, TAPS),)  # type: ignore[assignment]
+    for k in tl.static_range(9):
+        b_tap = table_row(p_table, 8 - k if FLIP else k, o_c, m_c, WIDTH)
+        if k // 3 == 1:
+            taps += (b_tap,)  # type: ignore[assignment]
+        else:
+            taps += (tl.where(m_rows[k // 3][:, None], b_tap, 0.0),)  # type: ignore[assignment]
     return taps
 
 
 @triton.jit
-def shifted(p_frame, b_here, tile, K: tl.constexpr):
-    """[BLOCK_P, BLOCK_C] fp32: the neighbours of all patches at offset K of the 3x3 window, zeros outside the grid.
-
-    b_here holds the patches themselves, which are neighbours at K = 4.
-    """
-    o_p, o_y, o_x, o_c, m_patch, m_c, columns, grid_height, grid_width = tile
-    if K == 4:
-        b_there = b_here
-    else:
-        m_there = neighbour(o_y, o_x, m_patch, grid_height, grid_width, K // 3 - 1, K % 3 - 1)
-        o_there = ((K // 3 - 1) * grid_width + (K % 3 - 1)) * columns  # one number, which costs a thread no register
-        b_there = load(p_frame + o_there, o_p, o_c, m_there, m_c, columns)
-    return b_there.to(tl.float32)
+def own(p_frame, here, o_c, COLUMNS: tl.constexpr):
+    """The patches of a group, in fp32; of groups behind the grid some others."""
+    o_rows, _, m_line, _, _ = here
+    b_own = ()
+    for i in tl.static_range(len(m_line) - 2):
+        b_here = load(p_frame + i * COLUMNS, o_rows[1], o_c, m_line[i + 1], COLUMNS)
+        b_own += (widen(b_here),)  # type: ignore[assignment]
+    return b_own
 
 
 @triton.jit
-def difference_bias(p_bias, p_down, taps, tile):
-    """[BLOCK_P, BLOCK_C]: the convolution of the down-projection's bias, which the border cuts, plus its own bias."""
-    o_p, o_y, o_x, o_c, m_patch, m_c, columns, grid_height, grid_width = tile
-    b_down = vector(p_down, o_c, m_c)
-    b_sum = tl.zeros([o_p.shape[0], o_c.shape[0]], tl.float32) + vector(p_bias, o_c, m_c)
-    for k in tl.static_range(9):
-        m_there = neighbour(o_y, o_x, m_patch, grid_height, grid_width, k // 3 - 1, k % 3 - 1)
-        b_sum += tl.where(m_there[:, None], taps[k] * b_down, 0.0)
-    return b_sum
+def line(p_frame, b_own, here, o_c, DY: tl.constexpr, COLUMNS: tl.constexpr):
+    """A line in fp32: of the row above (DY 0), the own, of which b_own is the group itself, or the one below (2)."""
+    o_rows, _, m_line, _, _ = here
+    b_line = ()
+    for j in tl.static_range(len(m_line)):
+        if DY == 1 and j > 0 and j < len(m_line) - 1:
+            b_line += (b_own[j - 1],)  # type: ignore[assignment]
+        else:
+            b_there = load(p_frame + (j - 1) * COLUMNS, o_rows[DY], o_c, m_line[j], COLUMNS)
+            b_line += (widen(b_there),)  # type: ignore[assignment]
+    return b_line
+
+
+@triton.jit
+def add_line(b_sums, b_line, b_left, b_middle, b_right):
+    """A group plus a row of a 3x3 convolution, whose taps these are, over a line."""
+    added = ()
+    for i in tl.static_range(len(b_sums)):
+        b_sum = b_sums[i] + b_line[i] * b_left + b_line[i + 1] * b_middle
+        added += (b_sum + b_line[i + 2] * b_right,)
+    return added
+
+
+@triton.jit
+def zeros(b_group):
+    b_zeros = ()
+    for i in tl.static_range(len(b_group)):
+        b_zeros += (tl.zeros(b_group[i].shape, dtype=tl.float32),)
+    return b_zeros
+
+
+@triton.jit
+def sums(b_group, b_other):
+    b_sums = ()
+    for i in tl.static_range(len(b_group)):
+        b_sums += (b_group[i] + b_other[i],)
+    return b_sums
+
+
+@triton.jit
+def differences(b_group, b_other):
+    b_differences = ()
+    for i in tl.static_range(len(b_group)):
+        b_differences += (b_group[i] - b_other[i],)
+    return b_differences
+
+
+@triton.jit
+def store_group(p_frame, b_group, here, o_c, COLUMNS: tl.constexpr):
+    o_rows, m_rows, m_line, _, _ = here
+    for i in tl.static_range(len(b_group)):
+        store(p_frame + i * COLUMNS, o_rows[1], o_c, m_line[i + 1] & m_rows[1][:, None], b_group[i], COLUMNS)
 
 
 @triton.jit

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
 
-from .unimodal import BottleneckAdapter
+from m2clip.adapters.unimodal import BottleneckAdapter
+from m2clip.kernels.ops.checks import check_count, check_flag, check_number
 
 
 @dataclass(frozen=True)
 class BlockLayout:
     """What a block has beside its frozen weights, and the readings of it that the paper leaves open.
 
-    multimodal: an adapter behind the attention within frames; text: a token of a support video's class in that
-    attention; temporal: attention of a clip's class tokens over time, whose result is a token in it too; joint: an
-    adapter beside the MLP.
-    temporal_adapters: 1, behind the attention over time, or 2, one in front of it as well; temporal_skip: whether the
-    one behind has a skip of its own; temporal_residual: whether the class tokens themselves are added to its result;
-    write_back: whether the result also takes the place of the frames' class tokens; joint_scale: s.
+    Attributes:
+        multimodal: whether there is an adapter behind the attention within frames.
+        text: whether a token of a support video's class takes part in that attention.
+        temporal: whether a clip's class tokens attend over time; the result is a token in that attention, too.
+        joint: whether there is an adapter beside the MLP.
+        temporal_adapters: 1, behind the attention over time, or 2, one in front of it as well.
+        temporal_skip: whether the one behind has a skip of its own.
+        temporal_residual: whether the class tokens themselves are added to its result.
+        write_back: whether the result also takes the place of the frames' class tokens.
+        joint_scale: s.
     """
 
     multimodal: bool = True
@@ -31,6 +36,14 @@ class BlockLayout:
     temporal_residual: bool = True
     write_back: bool = False
     joint_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if field.type == "bool":
+                check_flag(field.name, getattr(self, field.name))
+        check_number("joint_scale", self.joint_scale)
+        if check_count("temporal_adapters", self.temporal_adapters) > 2:
+            raise ValueError(f"temporal_adapters must be 1 or 2, got {self.temporal_adapters}")
 
 
 class MultimodalAdapters(nn.Module):

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from m2clip.kernels import MSTAWeights, TimeLayout, msta_adapter
+from m2clip.kernels.ops.checks import check_count, check_flag, check_kind, check_number
+from m2clip.kernels.verification.keys import Call, msta_layout
 
 TEMPORAL_UPS = ("grouped", "dw_after_up", "none")
 
@@ -16,14 +18,23 @@ TEMPORAL_UPS = ("grouped", "dw_after_up", "none")
 class _ScaledGradient(torch.autograd.Function):
     """The identity, whose gradient is multiplied by a factor."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
-        ctx.factor = factor
-        return x.view_as(x)
+    def forward(x: Tensor, factor: float) -> Tensor:
+        return x.clone()  # a view would have to have a view for a tangent
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        ctx.factor = inputs[1]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         return gradients[0] * ctx.factor, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        return tangents[0] * ctx.factor
 
 
 class MSTAAdapter(nn.Module):
@@ -42,7 +53,8 @@ class MSTAAdapter(nn.Module):
     Shape: (S, L, D), (S, L, D) -> (S, L, D); :class:`m2clip.kernels.TimeLayout` says where the frames are.
 
     Raises:
-        ValueError: an unknown temporal_up; rescale_gradient with a scale of 0.
+        ValueError: an unknown temporal_up; rescale_gradient with a scale of 0; sizes below 1.
+        TypeError: sizes that are not integers, other switches than True and False.
 
     Source: MSTA (CVPR 2025); weights start as in MMA's code (Kaiming normal, fan-out; biases 0), so that closeness to
     the frozen tower comes from lambda alone.
@@ -62,9 +74,14 @@ class MSTAAdapter(nn.Module):
         super().__init__()
         if temporal_up not in TEMPORAL_UPS:
             raise ValueError(f"unknown temporal_up {temporal_up!r}; choose from {', '.join(TEMPORAL_UPS)}")
+        check_flag("prenorm", prenorm)
+        check_flag("rescale_gradient", rescale_gradient)
+        check_kind("shared", shared, nn.Linear)
+        scale = check_number("scale", scale)
         if rescale_gradient and scale == 0:
             raise ValueError("rescale_gradient divides by the scale, which is 0")
-        width = shared.in_features
+        check_count("dim", dim)
+        width = check_count("the width of shared", shared.in_features)
         self.scale, self.prenorm, self.backend = scale, prenorm, backend
         self.rescale_gradient, self.after_up = rescale_gradient, temporal_up == "dw_after_up"
         self.down = nn.Linear(dim, width)
@@ -89,6 +106,13 @@ class MSTAAdapter(nn.Module):
             tensors = [_ScaledGradient.apply(tensor, 1 / self.scale) for tensor in tensors]
         fields: dict[str, Any] = dict(zip(MSTAWeights._fields, tensors, strict=False))
         return MSTAWeights(**fields, after_up=self.after_up)
+
+    def kernel_calls(self, dtype: torch.dtype) -> list[Call]:
+        """What it asks of the kernels for tokens of a dtype, each frame a sequence (:func:`m2clip.kernels.prepare`)."""
+        if self.backend != "auto" or (self.conv is not None and self.conv.weight.shape[1] != 1):
+            return []
+        layout = msta_layout(self.conv is not None, self.after_up, joint=False)
+        return [Call("msta_adapter", layout, self.down.in_features, self.down.out_features, dtype)]
 
     def forward(self, x: Tensor, base: Tensor, time: TimeLayout | None = None) -> Tensor:
         return msta_adapter(x, base, self.weights(), time, scale=self.scale, backend=self.backend)

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
 from m2clip.kernels import BranchWeights, TEDWeights, ted_adapter
+from m2clip.kernels.ops.checks import check_count, check_flag, check_grid
+from m2clip.kernels.verification.keys import Call, ted_layout
 
 
 class Branch(nn.Module):
-    """Weights of one branch: down-projection, depthwise convolution (zero at the start), up-projection."""
+    """Weights of one branch: down-projection, depthwise convolution (zero at the start), up-projection.
 
-    def __init__(self, dim: int, width: int, conv: nn.Conv1d | nn.Conv2d) -> None:
+    Args:
+        dim: token width D.
+        width: bottleneck width R.
+        axes: 1 for a convolution over frames, 2 for one over the patch grid.
+    """
+
+    def __init__(self, dim: int, width: int, axes: int) -> None:
         super().__init__()
+        check_count("dim", dim)
+        check_count("width", width)
         self.down = nn.Linear(dim, width)
-        self.conv = conv
+        self.conv = (nn.Conv1d if axes == 1 else nn.Conv2d)(width, width, 3, padding=1, groups=width)
         self.up = nn.Linear(width, dim)
         for parameter in (self.down.bias, *self.conv.parameters(), self.up.bias):
             nn.init.zeros_(parameter)
@@ -25,25 +38,69 @@ class Branch(nn.Module):
         )
 
 
+def ted_call(branch: Branch, layout: str, dtype: torch.dtype) -> Call:
+    """ted_adapter with the sizes of one of its branches."""
+    return Call("ted_adapter", layout, branch.down.in_features, branch.down.out_features, dtype)
+
+
+def check_layout(
+    num_frames: int, grid: tuple[int, int] | None, class_token: bool, num_prefix_tokens: int | None
+) -> int:
+    """How many tokens are in front of a frame's patches; TypeError or ValueError where tokens cannot lie like that."""
+    check_count("num_frames", num_frames)
+    check_flag("class_token", class_token)
+    if grid is not None:
+        check_grid(grid)
+    return int(class_token) if num_prefix_tokens is None else check_count("num_prefix_tokens", num_prefix_tokens, 0)
+
+
+def adapted(
+    x: Tensor,
+    weights: TEDWeights,
+    num_frames: int,
+    grid: tuple[int, int] | None,
+    num_prefix_tokens: int,
+    patches_only: bool = False,
+    **options: Any,
+) -> Tensor:
+    """:func:`m2clip.kernels.ted_adapter` with any number of tokens in front of the patches, each like a class token."""
+    if num_prefix_tokens <= 1:
+        class_token = num_prefix_tokens == 1
+        patches_only = patches_only and class_token
+        return ted_adapter(
+            x, weights, num_frames, grid=grid, class_token=class_token, patches_only=patches_only, **options
+        )
+    front, patches = x[:, :num_prefix_tokens], x[:, num_prefix_tokens:]
+    if weights.temporal is not None and not patches_only:
+        over_time = TEDWeights(weights.temporal, None)
+        front = ted_adapter(front, over_time, num_frames, grid=(1, num_prefix_tokens), class_token=False, **options)
+    patches = ted_adapter(patches, weights, num_frames, grid=grid, class_token=False, **options)
+    return torch.cat([front, patches], dim=1)
+
+
 class TEDAdapter(nn.Module):
     """Temporal enhancement and temporal difference between the frames of a clip; the identity until trained.
 
     Args:
         dim: token width D.
         width: bottleneck width R.
-        num_frames: T, frames a clip; the forward pass may override it.
+        num_frames: T, frames per clip; the forward pass may override it.
         grid: (H, W) of the patch tokens; by default the square of however many arrive.
         class_token: whether token 0 of each frame is a class token.
-        temporal, difference: switches of the two branches.
+        num_prefix_tokens: P, the tokens in front of a frame's patches, each treated as a class token; by default
+            class_token says it.
+        temporal: switch of the branch over frames.
+        difference: switch of the branch over differences of frames.
         shared_projection: one down- and one up-projection for both branches (the paper's equations) instead of a pair
             each (the authors' code).
         sequential: apply the difference branch to the output of the temporal one.
         backend: kernel backend, see :func:`m2clip.kernels.ted_adapter`.
 
-    Shape: (B*T, L, D) -> (B*T, L, D), L = H*W (+ 1 with a class token), the T frames of a clip adjacent.
+    Shape: (B*T, L, D) -> (B*T, L, D), L = P + H*W, the T frames of a clip adjacent.
 
     Raises:
-        ValueError: if both branches are switched off, or at the call for tokens that do not fit.
+        ValueError: if both branches are switched off, for sizes below 1, or at the call for tokens that do not fit.
+        TypeError: sizes that are not integers, other switches than True and False.
 
     Source: M2-CLIP (AAAI 2024), Eqs. 6-8.
     """
@@ -56,6 +113,7 @@ class TEDAdapter(nn.Module):
         *,
         grid: tuple[int, int] | None = None,
         class_token: bool = True,
+        num_prefix_tokens: int | None = None,
         temporal: bool = True,
         difference: bool = True,
         shared_projection: bool = False,
@@ -63,16 +121,20 @@ class TEDAdapter(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
+        self.num_prefix_tokens = check_layout(num_frames, grid, class_token, num_prefix_tokens)
+        for name, switch in (("temporal", temporal), ("difference", difference), ("sequential", sequential)):
+            check_flag(name, switch)
+        check_flag("shared_projection", shared_projection)
         if not (temporal or difference):
             raise ValueError("a TED-Adapter needs at least one of its branches: temporal or difference")
-        self.num_frames, self.grid, self.class_token = num_frames, grid, class_token
+        self.num_frames, self.grid = num_frames, grid
         self.sequential, self.backend = sequential, backend
         self.temporal: Branch | None = None
         self.difference: Branch | None = None
         if temporal:
-            self.temporal = Branch(dim, width, nn.Conv1d(width, width, 3, padding=1, groups=width))
+            self.temporal = Branch(dim, width, axes=1)
         if difference:
-            self.difference = Branch(dim, width, nn.Conv2d(width, width, 3, padding=1, groups=width))
+            self.difference = Branch(dim, width, axes=2)
         self.shared_projection = False
         if shared_projection and self.temporal is not None and self.difference is not None:
             self.shared_projection = True
@@ -86,16 +148,32 @@ class TEDAdapter(nn.Module):
             self.shared_projection,
         )
 
+    def kernel_calls(self, dtype: torch.dtype) -> list[Call]:
+        """What it asks of the kernels for tokens of a dtype (:func:`m2clip.kernels.prepare`)."""
+        if self.backend != "auto":
+            return []
+        temporal, difference, frames = self.temporal is not None, self.difference is not None, self.num_frames
+        shared, class_token = self.shared_projection, self.num_prefix_tokens == 1
+        layouts = [ted_layout(temporal, difference, shared, class_token, False, self.sequential, frames)]
+        if self.num_prefix_tokens and temporal and difference:  # class tokens alone, for which there is no difference
+            layouts.append(ted_layout(True, False, num_frames=frames))
+        if self.num_prefix_tokens > 1 and temporal:
+            layouts.append(ted_layout(True, False, class_token=False, num_frames=frames))
+        branch = self.temporal or self.difference
+        assert branch is not None  # the constructor has seen to it
+        return [ted_call(branch, layout, dtype) for layout in layouts]
+
     def forward(self, x: Tensor, num_frames: int | None = None) -> Tensor:
-        grid = self.grid
-        if self.class_token and x.shape[1] == 1:
-            grid = (0, 0)  # class tokens alone, as a tower's last block sends them: nothing for the difference branch
-        return ted_adapter(
+        grid, prefix = self.grid, self.num_prefix_tokens
+        if prefix and x.shape[1] == 1:
+            # Class tokens alone, as a tower's last block sends them: nothing for the difference branch.
+            grid, prefix = (0, 0), 1
+        return adapted(
             x,
             self.weights(),
-            num_frames or self.num_frames,
-            grid=grid,
-            class_token=self.class_token,
+            self.num_frames if num_frames is None else num_frames,
+            grid,
+            prefix,
             sequential=self.sequential,
             backend=self.backend,
         )
@@ -105,17 +183,29 @@ class FrameFeatureAdapter(nn.Module):
     """Temporal adapter on a clip's frame features, with residual; the identity until trained.
 
     Args:
-        dim: feature width D. width: bottleneck width, by default D // 2.
+        dim: feature width D.
+        width: bottleneck width, by default D // 2.
 
-    Shape: (B, T, D) -> (B, T, D). Source: the authors' code (output temporal adapter).
+    Shape: (B, T, D) -> (B, T, D).
+
+    Raises:
+        ValueError: sizes below 1, or at the call features of another shape.
+        TypeError: sizes that are not integers.
+
+    Source: the authors' code (output temporal adapter).
     """
 
     def __init__(self, dim: int, width: int | None = None) -> None:
         super().__init__()
-        width = width or dim // 2
-        self.temporal = Branch(dim, width, nn.Conv1d(width, width, 3, padding=1, groups=width))
+        self.temporal = Branch(dim, check_count("dim", dim) // 2 if width is None else width, axes=1)
+
+    def kernel_calls(self, dtype: torch.dtype) -> list[Call]:
+        """What it asks of the kernels; features come in fp32 whatever the tokens' dtype is."""
+        return [ted_call(self.temporal, ted_layout(True, False, class_token=False), torch.float32)]
 
     def forward(self, features: Tensor) -> Tensor:
+        if features.dim() != 3:
+            raise ValueError(f"features must be (B, T, D), got shape {tuple(features.shape)}")
         clips, frames, dim = features.shape
         weights = TEDWeights(self.temporal.weights(), None)
         tokens = features.reshape(clips * frames, 1, dim)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from m2clip.kernels import TEDWeights, bottleneck_adapter, ted_adapter
-
-from .ted import Branch
+from m2clip.adapters.ted import Branch, adapted, check_layout, ted_call
+from m2clip.kernels import TEDWeights, bottleneck_adapter
+from m2clip.kernels.ops.checks import check_count, check_number
+from m2clip.kernels.verification.keys import Call, bottleneck_layout, ted_layout
 
 DROPS = ("clip", "token")
 
@@ -20,15 +21,18 @@ class STAdapter(Branch):
     Args:
         dim: token width D.
         width: bottleneck width R.
-        num_frames: T, frames a clip; the forward pass may override it.
+        num_frames: T, frames per clip; the forward pass may override it.
         grid: (H, W) of the patch tokens; by default the square of however many arrive.
         class_token: whether token 0 of each frame is a class token.
+        num_prefix_tokens: P, the tokens in front of a frame's patches, which pass untouched; by default class_token
+            says it.
         backend: kernel backend, see :func:`m2clip.kernels.ted_adapter`.
 
-    Shape: (B*T, L, D) -> (B*T, L, D), L = H*W (+ 1 with a class token), the T frames of a clip adjacent.
+    Shape: (B*T, L, D) -> (B*T, L, D), L = P + H*W, the T frames of a clip adjacent.
 
     Raises:
-        ValueError: at the call, for tokens that do not fit.
+        ValueError: sizes below 1, or at the call tokens that do not fit.
+        TypeError: sizes that are not integers.
 
     Source: ST-Adapter (NeurIPS 2022), with the kernel of 3x1x1 and the start at the identity of its published code.
     """
@@ -41,22 +45,25 @@ class STAdapter(Branch):
         *,
         grid: tuple[int, int] | None = None,
         class_token: bool = True,
+        num_prefix_tokens: int | None = None,
         backend: str = "auto",
     ) -> None:
-        super().__init__(dim, width, nn.Conv1d(width, width, 3, padding=1, groups=width))
-        self.num_frames, self.grid, self.class_token, self.backend = num_frames, grid, class_token, backend
+        super().__init__(dim, width, axes=1)
+        self.num_prefix_tokens = check_layout(num_frames, grid, class_token, num_prefix_tokens)
+        self.num_frames, self.grid, self.backend = num_frames, grid, backend
+
+    def kernel_calls(self, dtype: torch.dtype) -> list[Call]:
+        """What it asks of the kernels for tokens of a dtype (:func:`m2clip.kernels.prepare`)."""
+        layout = ted_layout(True, False, False, self.num_prefix_tokens == 1, True, num_frames=self.num_frames)
+        return [ted_call(self, layout, dtype)] if self.backend == "auto" else []
 
     def forward(self, x: Tensor, num_frames: int | None = None) -> Tensor:
-        if self.class_token and x.shape[1] == 1:
+        num_frames = check_count("num_frames", self.num_frames if num_frames is None else num_frames)
+        if self.num_prefix_tokens and x.shape[1] == 1:
             return x  # class tokens alone, as a tower's last block sends them
-        return ted_adapter(
-            x,
-            TEDWeights(self.weights(), None),
-            num_frames or self.num_frames,
-            grid=self.grid,
-            class_token=self.class_token,
-            patches_only=True,
-            backend=self.backend,
+        weights = TEDWeights(self.weights(), None)
+        return adapted(
+            x, weights, num_frames, self.grid, self.num_prefix_tokens, patches_only=True, backend=self.backend
         )
 
 
@@ -70,20 +77,33 @@ class BottleneckAdapter(nn.Module):
         scale: s.
         backend: kernel backend, see :func:`m2clip.kernels.bottleneck_adapter`.
 
-    Shape: (..., D) -> (..., D). Source: AIM (ICLR 2023) and its code: W_up, a and b start at zero, W_down at a
-    truncated normal of deviation 0.02.
+    Shape: (..., D) -> (..., D).
+
+    Raises:
+        ValueError: sizes below 1.
+        TypeError: sizes that are not integers.
+
+    Source: AIM (ICLR 2023) and its code: W_up, a and b start at zero, W_down at a truncated normal of deviation 0.02.
     """
 
     def __init__(
         self, dim: int, width: int, *, residual: bool = True, scale: float = 1.0, backend: str = "auto"
     ) -> None:
         super().__init__()
+        check_count("dim", dim)
+        check_count("width", width)
         self.down = nn.Linear(dim, width)
         self.up = nn.Linear(width, dim)
         self.residual, self.scale, self.backend = residual, scale, backend
         nn.init.trunc_normal_(self.down.weight, std=0.02)
         for parameter in (self.down.bias, self.up.weight, self.up.bias):
             nn.init.zeros_(parameter)
+
+    def kernel_calls(self, dtype: torch.dtype) -> list[Call]:
+        """What it asks of the kernels for tokens of a dtype (:func:`m2clip.kernels.prepare`)."""
+        layout = bottleneck_layout("gelu", self.residual)
+        call = Call("bottleneck_adapter", layout, self.down.in_features, self.down.out_features, dtype)
+        return [call] if self.backend == "auto" else []
 
     def forward(self, x: Tensor) -> Tensor:
         weights = (self.down.weight, self.down.bias, self.up.weight, self.up.bias)
@@ -103,7 +123,8 @@ class StochasticDepth(nn.Module):
     Shape: (B*T, L, D) -> (B*T, L, D).
 
     Raises:
-        ValueError: another rate or per.
+        ValueError: another rate or per; at the call, frames that are no whole clips.
+        TypeError: frames that are no integer.
 
     Source: stochastic depth (Huang et al. 2016); "token" is what AIM's code does, whose tokens come first in its
     tensors where its layer expects the batch.
@@ -111,6 +132,7 @@ class StochasticDepth(nn.Module):
 
     def __init__(self, rate: float, per: str = "clip") -> None:
         super().__init__()
+        check_number("rate", rate)
         if not 0 <= rate < 1 or per not in DROPS:
             raise ValueError(f"rate must be in [0, 1) and per one of {', '.join(DROPS)}, got {rate} and {per!r}")
         self.rate, self.per = rate, per
@@ -118,6 +140,8 @@ class StochasticDepth(nn.Module):
     def forward(self, branch: Tensor, num_frames: int) -> Tensor:
         if not self.training or self.rate == 0:
             return branch
+        if branch.shape[0] % check_count("num_frames", num_frames):
+            raise ValueError(f"the first dimension ({branch.shape[0]}) is not a multiple of num_frames ({num_frames})")
         frames = branch.unflatten(0, (-1, num_frames))  # (B, T, L, D)
         shape = (frames.shape[0], 1, 1, 1) if self.per == "clip" else (1, 1, frames.shape[2], 1)
         kept = torch.empty(shape, dtype=branch.dtype, device=branch.device).bernoulli_(1 - self.rate)
@@ -135,6 +159,10 @@ class AIMAdapters(nn.Module):
             :class:`StochasticDepth`.
         backend: kernel backend of the adapters.
 
+    Raises:
+        ValueError: sizes out of range.
+        TypeError: sizes that are not integers.
+
     Source: AIM (ICLR 2023), Fig. 2.
     """
 
@@ -150,6 +178,8 @@ class AIMAdapters(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
+        if check_count("num_t_adapters", num_t_adapters) > 2:
+            raise ValueError(f"num_t_adapters must be 1 or 2, got {num_t_adapters}")
         self.temporal_in = BottleneckAdapter(dim, width, backend=backend) if num_t_adapters == 2 else None
         self.temporal = BottleneckAdapter(dim, width, residual=False, backend=backend)
         self.spatial = BottleneckAdapter(dim, width, backend=backend)

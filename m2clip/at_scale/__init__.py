@@ -1,8 +1,8 @@
 """Labels and features of very many videos: cut into parts, restartable at any moment, on one machine or a cluster.
 
 The output is a folder with a file for every part of the list (`parts/`), a table of all videos (`labels.csv`,
-`features.csv`), and `manifest.json`: what was computed with what, and which videos failed and why. A call that was
-stopped in whatever way goes on where it was, with any executor. A video's numbers depend neither on the executor nor
+`features.csv`), and `manifest.json`: what was computed with what, and which videos failed and why. A call that
+was stopped resumes where it stopped, with any executor. A video's numbers depend neither on the executor nor
 on the size of the parts: see `m2clip.at_scale.passes`.
 """
 
@@ -21,9 +21,10 @@ from m2clip.at_scale.ray_data import RayCluster
 from m2clip.at_scale.settings import Executor, JobSettings, Summary, Task, Work
 from m2clip.at_scale.tables import require_pyarrow
 from m2clip.at_scale.videos import read_videos
-from m2clip.data.annotations import VideoItem
 from m2clip.data.clips import ClipSettings
+from m2clip.data.lists.rows import VideoItem
 from m2clip.errors import InputError
+from m2clip.methods.views import default_settings
 
 __all__ = ["JobSettings", "LocalProcess", "RayCluster", "Summary", "features", "label", "read_videos"]
 
@@ -80,7 +81,13 @@ def features(
     Args:
         format: of the parts, "safetensors" or "parquet"; `m2clip.at_scale.embeddings.FeaturesTask` says what is in
             them.
-        model, videos, output, views, settings, executor, progress: as for `label`.
+        model: as for `label`.
+        videos: as for `label`.
+        output: as for `label`.
+        views: as for `label`.
+        settings: as for `label`.
+        executor: as for `label`.
+        progress: as for `label`.
 
     Returns:
         What was done. None in a process of torchrun that is not the first.
@@ -101,8 +108,6 @@ def _start(
     executor: Executor | None,
     progress: Callable[[int, int], None] | None,
 ) -> Summary | None:
-    from m2clip.predict import default_settings
-
     if not videos:
         raise InputError("the list has no videos")
     if task.suffix == "parquet":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from m2clip.at_scale.settings import Outcome, Row
+from m2clip.at_scale.settings import Outcome, TableRow
 from m2clip.at_scale.tables import read_table, write_table
-from m2clip.data.annotations import VideoItem
+from m2clip.data.lists.rows import VideoItem
 from m2clip.errors import InputError
-from m2clip.evaluate import autocast
+from m2clip.evaluate.scoring import scoring_pass
+from m2clip.files.disk import check_regular, parse_json
 
 FORMATS = ("safetensors", "parquet")
 FUSION = "mean over views of the features, which are not normalised"
@@ -84,24 +84,25 @@ class FeaturesTask:
         # One entry, since several are stored in a random order and equal features should give equal files.
         path.write_bytes(save(tensors, {"m2clip": json.dumps(facts, ensure_ascii=False)}))
 
-    def read(self, path: Path) -> Iterator[Row]:
+    def read(self, path: Path) -> Iterator[TableRow]:
         if self.format == "parquet":
             for place, row in enumerate(read_table(path, ("index", "path", "error"))):
-                yield Row(row["index"], row["path"], row["error"], [] if row["error"] else [path.name, str(place)])
+                yield TableRow(row["index"], row["path"], row["error"], [] if row["error"] else [path.name, str(place)])
             return
         from safetensors import SafetensorError, safe_open
 
+        check_regular(path)
         try:
             with safe_open(path, framework="np") as file:
-                facts = json.loads((file.metadata() or {})["m2clip"])
+                facts = parse_json((file.metadata() or {})["m2clip"])
                 index = file.get_tensor("index").tolist()
         except SafetensorError as error:
             raise ValueError(str(error)) from None
         rows = [
-            Row(position, name, None, [path.name, str(place)])
+            TableRow(position, name, None, [path.name, str(place)])
             for place, (position, name) in enumerate(zip(index, facts["paths"], strict=True))
         ]
-        rows += [Row(failed["index"], failed["path"], failed["error"], []) for failed in facts["failures"]]
+        rows += [TableRow(failed["index"], failed["path"], failed["error"], []) for failed in facts["failures"]]
         yield from sorted(rows, key=lambda row: row.index)
 
     def columns(self, model: Any) -> list[str]:
@@ -119,8 +120,7 @@ def embed_views(model: Any, video: Tensor, batch_size: int, precision: str = "fp
     """
     device = next(model.parameters()).device
     videos, frames = [], []
-    as_kept = getattr(model, "precision", "fp32") == precision
-    with torch.no_grad(), nullcontext() if as_kept else autocast(device, precision):
+    with scoring_pass(model, device, precision):
         for part in video.split(batch_size):
             of_frames, of_video, _ = model.encode(part.to(device, non_blocking=True))
             videos.append(of_video.float())

@@ -1,6 +1,7 @@
 """The folder of a job: one file for each part of the list, whole or absent, and the manifest.
 
-A part is done when its file is there; it is written under a temporary name, flushed and renamed. While a process works
+A part is done when its file is there, of the digest beside it (hidden, in the form of sha256sum); it is written under a
+temporary name, flushed and renamed. While a process works
 on a part it holds a lock, which the system takes from it when it ends, however it ends; so any number of processes, on
 machines that share the folder, work on one job, and what a dead one had begun is begun again by another.
 """
@@ -9,25 +10,34 @@ from __future__ import annotations
 
 import csv
 import fcntl
-import hashlib
-import json
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from m2clip.at_scale.settings import Outcome, Row, Summary, Work
-from m2clip.checkpoint import weights_hash
-from m2clip.data.annotations import VideoItem, list_hash
+from m2clip.at_scale.settings import Outcome, Summary, TableRow, Work
+from m2clip.checkpoints.adapters import weights_hash
+from m2clip.config_fields import deciding
+from m2clip.data.lists.annotations import list_hash, packed_hash
 from m2clip.errors import InputError
-from m2clip.files import flush, replacing
-from m2clip.results import Failure, write_json, writing
-from m2clip.run_state import check_same_run
+from m2clip.evaluate.results import Failure
+from m2clip.files.disk import (
+    file_digest,
+    flush,
+    read_json,
+    read_text,
+    replacing,
+    seal,
+    unseal,
+    write_json,
+    write_text,
+    writing,
+)
+from m2clip.files.kept_work import MANIFEST, begin, check_same, plain, remove_partial_files
+from m2clip.methods import complete_options
 
-MANIFEST = "manifest.json"
 _FORMAT = 1
-_VIEWS = ("num_frames", "size", "sampling", "stride", "reader", "normalize", "clips", "crops")
 
 
 class JobFolder:
@@ -56,18 +66,19 @@ class JobFolder:
 
     def _open(self) -> None:
         manifest = self.path / MANIFEST
-        if not manifest.exists():
-            names = [entry.name for entry in self.path.iterdir()] if self.path.is_dir() else []
-            # Another process may just have written the manifest, and one that was killed left a part of one.
-            others = [name for name in names if name not in (MANIFEST, "parts") and not name.startswith(".")]
-            if others:
-                raise InputError(f"{self.path}: holds other files, such as {others[0]}; give a new folder")
-            write_json({**self._head(), "complete": False}, manifest)
+        # The table beside parts is theirs, where a damaged manifest was removed.
+        begin(self.path, self._head(), ("parts", self._task.table) if self._parts.is_dir() else ("parts",))
         try:
-            saved = json.loads(manifest.read_text(encoding="utf-8"))["settings"]
-        except (OSError, ValueError, KeyError, TypeError):
-            raise InputError(f"{manifest}: cannot be read; remove it if the folder holds no other job") from None
-        check_same_run(saved, json.loads(json.dumps(self._identity)), self.path)
+            found = unseal(read_json(manifest))["settings"]
+            # Jobs of versions that had one way only of resizing frames do not name it.
+            options = complete_options(str(found["model.method"]), found["model.options"])
+            saved = {"views.transform": "standard", **found, "model.options": plain(options)}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(
+                f"{manifest}: cannot be read ({reason}); remove it if the folder holds no other job"
+            ) from None
+        check_same(saved, plain(self._identity), self.path)
 
     def _head(self) -> dict[str, Any]:
         # Beside the settings, as it may name a file: the same weights in another place are the same job.
@@ -119,8 +130,9 @@ class JobFolder:
     def write(self, number: int, outcomes: list[Outcome]) -> None:
         """Store a part and give back its claim."""
         path = self.part_file(number)
-        with writing(path), replacing(path) as temporary:
+        with replacing(path) as temporary:
             self._task.write(temporary, self._work.items, outcomes)
+            write_text(f"{file_digest(temporary)}  {path.name}\n", _digest_of(path))
         paths = self._work.items
         self._known[number] = [
             Failure(outcome.index, str(paths[outcome.index].path), outcome.error)
@@ -131,10 +143,22 @@ class JobFolder:
 
     def finish(self) -> Summary:
         """Write the table of all videos and the whole manifest, once every part is there."""
+        directory = os.open(self.path, os.O_RDONLY)
+        try:
+            # One process at a time, so that what is half-written is of one that was killed. Not all file systems lock.
+            with suppress(OSError):
+                fcntl.flock(directory, fcntl.LOCK_EX)
+            for folder in (self.path, self._parts):
+                remove_partial_files(folder)
+            return self._finish()
+        finally:
+            os.close(directory)
+
+    def _finish(self) -> Summary:
         work, table = self._work, self.path / self._task.table
         failures: list[Failure] = []
         columns = self._task.columns(work.model)
-        with writing(table), replacing(table) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        with replacing(table) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["path", *columns, "error"])
             for row in self._rows():
@@ -144,24 +168,27 @@ class JobFolder:
         names = [self.part_file(number).name for number in range(work.num_parts)]
         summary = Summary(self._task.name, str(self.path), str(table), len(work.items), names, failures)
         facts = {name: value for name, value in summary.to_dict().items() if name not in ("folder", "table")}
-        write_json({**self._head(), "complete": True, **facts}, self.path / MANIFEST)
-        for left in self._parts.glob(".*.partial"):  # of processes that were killed while they wrote
-            left.unlink(missing_ok=True)
+        write_json(seal({**self._head(), "complete": True, **facts}), self.path / MANIFEST)
         flush(self._parts)
         return summary
 
-    def _rows(self) -> Iterator[Row]:
+    def _rows(self) -> Iterator[TableRow]:
         for number in range(self._work.num_parts):
             yield from self._task.read(self.part_file(number))
 
     def _is_done(self, number: int) -> bool:
         if number in self._known:
             return True
+        path = self.part_file(number)
         try:
-            rows = list(self._task.read(self.part_file(number)))
+            # Parts of earlier versions have none.
+            beside = _digest_of(path)
+            if beside.exists() and read_text(beside).split()[:1] != [file_digest(path)]:
+                return False
+            rows = list(self._task.read(path))
             if [row.index for row in rows] != list(self._work.part(number)):
                 return False
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return False
         self._known[number] = [Failure(row.index, row.path, row.error) for row in rows if row.error is not None]
         return True
@@ -183,9 +210,13 @@ class JobFolder:
             return
 
 
+def _digest_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.sha256")
+
+
 def identity(work: Work) -> dict[str, Any]:
     """All that decides what a job writes, as JSON values."""
-    model, views = work.model, asdict(work.views)
+    model = work.model
     kept = [work.settings.precision, getattr(model, "precision", "fp32")]
     return {
         "format_version": _FORMAT,
@@ -197,13 +228,7 @@ def identity(work: Work) -> dict[str, Any]:
         "list.packed": packed_hash(work.items),
         "model.method": model.method,
         "model.options": model.options(),
-        "model.weights_sha256": weights_hash(model),
-        **{f"views.{name}": views[name] for name in _VIEWS},
+        "model.weights_sha256": weights_hash(model.state_dict()),
+        **{f"views.{name}": value for name, value in deciding(work.views, "clip", "views", "features").items()},
         **work.task.identity(model),
     }
-
-
-def packed_hash(items: Sequence[VideoItem]) -> str | None:
-    """Identity of the frames that packs hold of the videos, None without packs: a pack's list is that of its videos."""
-    sums = [str(item.sample.crc32) for item in items if item.sample is not None]
-    return hashlib.sha256(" ".join(sums).encode()).hexdigest()[:16] if sums else None

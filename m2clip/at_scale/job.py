@@ -10,7 +10,7 @@ from pathlib import Path
 from m2clip.at_scale.folder import JobFolder
 from m2clip.at_scale.settings import Executor, Outcome, Summary, Work
 from m2clip.errors import InputError
-from m2clip.results import Failure
+from m2clip.evaluate.results import Failure
 
 # How often a process that has nothing left to do looks whether the others are alive, in seconds.
 _WAIT = 0.5
@@ -71,4 +71,4 @@ def _compute(work: Work, folder: JobFolder, executor: Executor, parts: list[int]
 
 def _check(work: Work, failures: list[Failure]) -> None:
     if failures and work.settings.on_error == "raise":
-        raise InputError(f"{failures[0].describe()} (--on-error skip goes on without it)")
+        raise InputError(f"{failures[0].describe()} (--on-error skip continues without it)")

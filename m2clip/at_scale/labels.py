@@ -10,11 +10,12 @@ from typing import Any
 
 from torch import Tensor
 
-from m2clip.at_scale.settings import Outcome, Row
+from m2clip.at_scale.settings import Outcome, TableRow
 from m2clip.at_scale.tables import read_table, write_table
-from m2clip.data.annotations import VideoItem
+from m2clip.data.lists.rows import VideoItem
 from m2clip.errors import InputError
-from m2clip.evaluate import fuse_views, rank_classes, score_views
+from m2clip.evaluate.scoring import fuse_views, rank_classes, score_views
+from m2clip.files.disk import parse_json, read_text
 
 FORMATS = ("jsonl", "parquet")
 
@@ -51,7 +52,7 @@ class LabelTask:
 
     def compute(self, model: Any, video: Tensor, batch_size: int, precision: str) -> list[dict[str, Any]]:
         device = next(model.parameters()).device
-        supervised, similarity = score_views(model, video.flatten(0, 1), device, batch_size, precision)
+        supervised, similarity = score_views(model, video.flatten(0, 1).split(batch_size), device, precision)
         head = "zero-shot" if supervised is None else "supervised"
         scores = similarity if supervised is None else supervised
         found = []
@@ -69,14 +70,14 @@ class LabelTask:
             return
         path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
-    def read(self, path: Path) -> Iterator[Row]:
+    def read(self, path: Path) -> Iterator[TableRow]:
         if self.format == "parquet":
             rows = read_table(path, _COLUMNS)
         else:
-            rows = (json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line)
+            rows = (parse_json(line) for line in read_text(path).split("\n") if line)
         for row in rows:
             best = zip(row["names"], row["scores"], strict=True)
-            yield Row(row["index"], row["path"], row["error"], [str(cell) for pair in best for cell in pair])
+            yield TableRow(row["index"], row["path"], row["error"], [str(cell) for pair in best for cell in pair])
 
     def columns(self, model: Any) -> list[str]:
         count = min(self.top, len(model.class_names))

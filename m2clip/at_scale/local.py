@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from m2clip import distributed
-from m2clip.at_scale.passes import assemble, pass_size, passes, placed, read_video, score_pass
+from m2clip.at_scale.passes import assemble, pass_size, passes, read_video, score_pass
 from m2clip.at_scale.settings import Outcome, Work
-from m2clip.data.annotations import Annotations
 from m2clip.data.clips import ClipDataset
+from m2clip.data.lists.annotations import Annotations
 from m2clip.data.loading import load
 from m2clip.errors import InputError
+from m2clip.towers.precision import place
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class LocalProcess:
     def compute(self, work: Work, parts: Sequence[int]) -> Generator[tuple[int, list[Outcome]], None, None]:
         """A part and the outcomes of some of its videos, for every forward pass, in order."""
         device = distributed.pick_device(self.device)
-        model = placed(work.model, device, work.settings.precision)
+        model = place(work.model, device, work.settings.precision)
         size = pass_size(work.views, work.settings.batch_size)
         order = [index for number in parts for index in work.part(number)]
         items = load(_Videos(work), order, workers=self.workers)

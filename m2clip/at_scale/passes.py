@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from m2clip.at_scale.settings import Outcome, Work, finite
-from m2clip.data.annotations import VideoItem
 from m2clip.data.clips import ClipSettings, load_views
+from m2clip.data.lists.rows import VideoItem
 from m2clip.data.transforms import EvalTransform
-from m2clip.data.video_base import VideoError
+from m2clip.data.video.base import VideoError
 from m2clip.errors import InputError
 
 
@@ -31,7 +31,7 @@ def pass_size(views: ClipSettings, batch_size: int) -> int:
 
 def num_views(views: ClipSettings) -> int:
     """Views of a video."""
-    return views.clips * EvalTransform(views.transform).num_crops
+    return views.clips * EvalTransform(views.of_frames).num_crops
 
 
 def pass_shape(views: ClipSettings, size: int) -> tuple[int, ...]:
@@ -66,6 +66,8 @@ def read_video(item: VideoItem, views: ClipSettings) -> Tensor | str:
 
 def assemble(read: Sequence[tuple[int, Tensor | str]], views: ClipSettings, size: int) -> tuple[Tensor, dict[int, str]]:
     """One forward pass: its videos in their places, (size, V, T, 3, H, W), and the errors by position in the list."""
+    if size == 1 and isinstance(only := read[0][1], Tensor):
+        return only[None], {}  # not copied, since it may have many views
     batch = torch.zeros(pass_shape(views, size))
     errors: dict[int, str] = {}
     for index, video in read:
@@ -84,7 +86,8 @@ def score_pass(
     Args:
         work: the job; its own model is not used.
         model: the model on its device, in evaluation mode.
-        batch, errors: from `assemble`.
+        batch: from `assemble`.
+        errors: from `assemble`.
         positions: the videos' positions in the list.
     """
     settings = work.settings
@@ -98,11 +101,3 @@ def score_pass(
             error = "what the model computes of this video are not finite numbers"
         outcomes.append(Outcome(index, {} if error else own, error))
     return outcomes
-
-
-def placed(model: Any, device: torch.device, precision: str) -> Any:
-    """The model on its device, in evaluation mode; on a GPU its frozen weights are kept in half precision if asked."""
-    model = model.to(device).eval()
-    if precision != "fp32" and device.type == "cuda":
-        model.set_precision(precision)
-    return model

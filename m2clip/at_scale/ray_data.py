@@ -6,7 +6,6 @@ The program that was started collects these and writes the files; whatever Ray l
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import math
@@ -23,11 +22,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from m2clip.at_scale.passes import assemble, pass_shape, pass_size, passes, placed, read_video, score_pass
+from m2clip.at_scale.passes import assemble, pass_shape, pass_size, passes, read_video, score_pass
 from m2clip.at_scale.settings import Outcome, Work
 from m2clip.data.clips import ClipSettings
 from m2clip.errors import InputError
-from m2clip.text import PromptTokenizer
+from m2clip.towers.precision import place
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,8 @@ class RayCluster:
         address: of a running cluster, on whose machines m2clip is installed and the videos can be read; "auto" finds
             it; None starts one here.
         actors: the most actors that hold the model; None has one for every GPU, or for every second CPU without GPUs.
-        num_cpus, object_store_memory: of the Ray that is started here: CPUs to use, and bytes for what travels; None
-            leaves the choice to Ray.
+        num_cpus: CPUs that the Ray that is started here may use; None leaves the choice to Ray.
+        object_store_memory: bytes that it has for what travels; None leaves the choice to Ray.
 
     Raises:
         InputError: Ray is not installed, or nobody listens at the address.
@@ -150,17 +149,9 @@ def _row(work: Work, part: int, positions: range) -> dict[str, Any]:
     return {"part": part, "start": positions.start, "items": items}
 
 
-class _Pickler(pickle.Pickler):
-    def reducer_override(self, value: Any) -> Any:
-        # The tokenizer, which cannot be pickled, stays here: the tokens of the class names are known by now.
-        return (type(None), ()) if isinstance(value, PromptTokenizer) else NotImplemented
-
-
 def _packed(work: Work) -> bytes:
     """The job without its list."""
-    packed = io.BytesIO()
-    _Pickler(packed).dump(replace(work, items=()))
-    return packed.getvalue()
+    return pickle.dumps(replace(work, items=()))
 
 
 def _decode(batch: dict[str, np.ndarray], views: ClipSettings, size: int) -> dict[str, Any]:
@@ -186,7 +177,7 @@ class _Scorer:
 
         self._work: Work = pickle.loads(ray.get(shared[0]))
         device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
-        self._model = placed(self._work.model, device, self._work.settings.precision)
+        self._model = place(self._work.model, device, self._work.settings.precision)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         # The actor was given one CPU. In the constructor it would be said for another thread than this one.

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import numpy as np
 from torch import Tensor
 
-from m2clip.data.annotations import VideoItem
+from m2clip.choices import Precision
 from m2clip.data.clips import ClipSettings
+from m2clip.data.lists.rows import VideoItem
 from m2clip.errors import InputError
-from m2clip.results import Failure
+from m2clip.evaluate.results import Failure
 
 ON_ERROR = ("skip", "raise")
 
@@ -24,7 +25,7 @@ class JobSettings:
 
     Args:
         shard_size: videos of a part of the list, which is one file of the output.
-        batch_size: views of a forward pass; it may be another one when a job goes on.
+        batch_size: views of a forward pass; it may be another one when a job resumes.
         precision: "fp32", "bf16" or "fp16"; on a GPU the frozen weights are kept in it, elsewhere it is autocast.
         on_error: "skip" lists a video that cannot be read with the reason, "raise" ends the job at the first one.
         retry_failed: try the videos again that could not be read before, as their files may be whole by now.
@@ -43,7 +44,7 @@ class JobSettings:
         for name in ("shard_size", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name, choices in (("precision", ("fp32", "bf16", "fp16")), ("on_error", ON_ERROR)):
+        for name, choices in (("precision", get_args(Precision)), ("on_error", ON_ERROR)):
             if getattr(self, name) not in choices:
                 raise InputError(f"{name} is {getattr(self, name)!r}: use {', '.join(choices)}")
 
@@ -64,7 +65,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """A video in a finished file: its position in the list, its path, why it failed, and its cells of the table."""
 
     index: int
@@ -92,7 +93,7 @@ class Task(Protocol):
     def write(self, path: Path, items: Sequence[VideoItem], outcomes: Sequence[Outcome]) -> None:
         """Store the outcomes of a part of the list `items`, in order."""
 
-    def read(self, path: Path) -> Iterator[Row]:
+    def read(self, path: Path) -> Iterator[TableRow]:
         """The videos in a file that `write` wrote; ValueError, KeyError or OSError where it is damaged."""
 
     def columns(self, model: Any) -> list[str]:

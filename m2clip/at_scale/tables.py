@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from m2clip.errors import InputError
+from m2clip.files.disk import check_regular
 
 
 def require_pyarrow() -> None:
@@ -14,7 +15,9 @@ def require_pyarrow() -> None:
     try:
         import pyarrow.parquet  # noqa: F401
     except ImportError:
-        raise InputError("parquet needs pyarrow: pip install 'm2clip[parquet]', or choose another --format") from None
+        raise InputError(
+            "parquet needs pyarrow: pip install 'm2clip[parquet]', or choose another --output-format"
+        ) from None
 
 
 def write_table(path: Path, schema: Sequence[tuple[str, Any]], columns: Mapping[str, Any]) -> None:
@@ -30,4 +33,5 @@ def read_table(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The rows of a file, of some columns; ValueError or OSError where it is damaged."""
     import pyarrow.parquet as pq
 
+    check_regular(path)
     yield from pq.read_table(path, columns=list(columns)).to_pylist()

@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from m2clip.data.annotations import VIDEO_SUFFIXES, VideoItem, detect_format, load_annotations
-from m2clip.data.label_sets import read_lines
+from m2clip.data.lists.annotations import VideoItem, detect_format, load_annotations
+from m2clip.data.lists.class_folders import LeftOut, check_name, check_there, videos_below
+from m2clip.data.lists.on_disk import Disk, has_video_suffix
+from m2clip.data.lists.plain import COLUMNS_OF_PATHS
+from m2clip.data.lists.text_files import read_lines
 from m2clip.errors import InputError
 
 PATHS = "paths"
@@ -27,47 +30,53 @@ def read_videos(
         InputError: no such list, no video in it, a path twice, or what `load_annotations` finds wrong.
     """
     path = Path(path)
-    if not path.exists():
-        raise InputError(f"{path}: no such list or folder of videos")
-    if format == "auto" and split is None and _is_plain(path):
-        format = PATHS
+    check_there(path, "list or folder of videos")
+    check_name(path)
+    base = Path(root) if root is not None else path.parent
+    lines = None
+    if format == "auto" and split is None:
+        found = detect_format(path)
+        if found == "list":
+            lines = _paths(path, base)
+        if found == "folder" or (lines and has_video_suffix(lines[0][1])):
+            format = PATHS
     if format != PATHS:
-        return load_annotations(path, root=root, format=format, split=split).items
+        return load_annotations(path, root=root, format=format, split=split, allow_mismatched_folders=True).items
     if split is not None:
         raise InputError(f"{path}: a list of paths has no splits; drop split={split!r}")
-    base = Path(root) if root is not None else path.parent
-    items = _below(path) if path.is_dir() else _lines(path, base)
+    items = folder_videos(path) if path.is_dir() else _videos(path, base, lines or _paths(path, base))
     if not items:
-        raise InputError(f"{path}: holds no video files ({', '.join(sorted(VIDEO_SUFFIXES))})")
+        raise InputError(f"{path}: lists no videos")
     return items
 
 
-def _is_plain(path: Path) -> bool:
-    found = detect_format(path)
-    if path.is_dir():
-        return found == "folder"
-    lines = read_lines(path) if found == "list" else []
-    return bool(lines) and Path(lines[0][1].strip('"')).suffix.lower() in VIDEO_SUFFIXES
+def folder_videos(folder: Path) -> tuple[VideoItem, ...]:
+    """All videos below a folder, in order of their paths; a folder of pictures is one video.
+
+    Raises:
+        InputError: there is none, or a folder cannot be read.
+    """
+    left_out = LeftOut(folder)
+    found = videos_below(folder, left_out)
+    if not found:
+        raise InputError(f"{folder}: holds no videos, found {left_out.describe()}")
+    left_out.tell()
+    return tuple(VideoItem(path, 0) for path in found)
 
 
-def _below(folder: Path) -> tuple[VideoItem, ...]:
-    paths: list[Path] = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        paths += [Path(parent, name) for name in names if Path(name).suffix.lower() in VIDEO_SUFFIXES]
-    for path in paths:
-        try:
-            str(path).encode()
-        except UnicodeEncodeError:
-            raise InputError(f"{path.parent}: file name {os.fsencode(path.name)!r} is not UTF-8; rename it") from None
-    return tuple(VideoItem(path, 0) for path in sorted(paths) if not path.name.startswith("."))
-
-
-def _lines(path: Path, root: Path) -> tuple[VideoItem, ...]:
+def _videos(path: Path, root: Path, lines: list[tuple[int, str]]) -> tuple[VideoItem, ...]:
+    disk = Disk()
     seen: dict[Path, int] = {}
-    for number, line in read_lines(path):
-        video = root / line.strip('"')
+    for number, line in lines:
+        video = disk.meant(root / line, f"{path}, line {number}")
         if video in seen:
             raise InputError(f"{path}, line {number}: duplicate path {video}, already at line {seen[video]}")
         seen[video] = number
     return tuple(VideoItem(video, 0) for video in seen)
+
+
+def _paths(path: Path, root: Path) -> list[tuple[int, str]]:
+    """The paths of a list with their line numbers, without comments and the name of the column."""
+    stripped = [(number, line.rstrip(" ,;").strip('"')) for number, line in read_lines(path)]
+    lines = [(number, line) for number, line in stripped if line[:1] != "#" or os.path.lexists(root / line)]
+    return lines[1:] if lines and lines[0][1].lower() in COLUMNS_OF_PATHS else lines

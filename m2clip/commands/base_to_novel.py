@@ -6,8 +6,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from m2clip.commands.contenders import OVERRIDES, add_contenders
-from m2clip.commands.parsing import add_command, positive
+from m2clip.commands.shared import contenders
+from m2clip.commands.shared.contenders import OVERRIDES, add_contenders
+from m2clip.commands.shared.output import console, print_json, print_line, table
+from m2clip.commands.shared.parsing import add_command, positive
+from m2clip.errors import InputError
+from m2clip.files.kept_work import check_replaceable
 
 EXAMPLE = f"""  m2clip base-to-novel --config M2-CLIP=my_ucf.yaml --data.train trainlist01.txt --data.val testlist01.txt
   m2clip base-to-novel --config my_ucf.yaml --base-classes ucf101-base --novel-classes ucf101-novel
@@ -19,6 +23,8 @@ EXAMPLE = f"""  m2clip base-to-novel --config M2-CLIP=my_ucf.yaml --data.train t
 without class lists the more frequent half of the training videos' classes is base. With
 --novel-list the configuration's lists hold base classes only, in their own numbering.
 {OVERRIDES}"""
+
+PICTURE = "base_to_novel.png"
 
 
 def add_parser(commands: Any) -> None:
@@ -36,13 +42,13 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run the protocol, print the table, write results.json and base_to_novel.png."""
-    from m2clip import distributed, plots, protocols
-    from m2clip.commands import contenders
-    from m2clip.commands.output import console, print_json, print_line, table
-    from m2clip.data.label_sets import load_class_names
-    from m2clip.errors import InputError
+    from m2clip import distributed
+    from m2clip.data.lists.label_sets import load_class_names
+    from m2clip.plots import pictures as plots
+    from m2clip.protocols import comparisons as protocols
 
     output = Path(args.output)
+    check_replaceable(output / "results.json", output / PICTURE)
     if args.built_in and (args.base_classes or args.novel_classes or args.novel_list):
         raise InputError("--built-in brings its own base and novel classes: drop the other options for classes")
     try:
@@ -76,7 +82,7 @@ def run(args: argparse.Namespace) -> None:
             }
             for name, found in methods.items()
         },
-        output / "base_to_novel.png",
+        output / PICTURE,
         f"top-1, {args.shots} videos a base class",
         {title: results["chance"][part] for part, title in titles.items()},
     )

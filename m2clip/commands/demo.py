@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from m2clip.commands.parsing import add_command, add_json
+from m2clip.commands.shared.output import print_json, print_line
+from m2clip.commands.shared.parsing import add_command, add_json
 
 EXAMPLE = "  m2clip demo --output demo"
 
@@ -22,9 +23,12 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run the demo."""
-    from m2clip.commands.output import print_json, print_line
-    from m2clip.demo import run_demo
+    from m2clip.protocols.demo import run_demo
 
-    results = run_demo(args.output, seed=args.seed, say=None if args.json else print_line)
+    def say(text: str) -> None:
+        for line in text.split("\n"):
+            print_line(line)
+
+    results = run_demo(args.output, seed=args.seed, say=None if args.json else say)
     if args.json:
         print_json(results)

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from m2clip.commands.parsing import add_command, add_json, positive
+from m2clip.commands.shared.output import print_result
+from m2clip.commands.shared.parsing import add_command, add_json, positive
 
 EXAMPLE = """  m2clip describe spatial.json --classes ucf101 --sentences 2
   m2clip describe spatial.json --classes ucf101 --check"""
@@ -19,16 +20,15 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("file", type=Path, help="JSON file of sentences by class")
     parser.add_argument("--classes", required=True, help="bundled label set or class file")
-    parser.add_argument("--sentences", type=positive, default=2, help="empty sentences a class (default: 2)")
+    parser.add_argument("--sentences", type=positive, default=2, help="empty sentences per class (default: 2)")
     parser.add_argument("--check", action="store_true", help="check the file instead of writing one")
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Write the template, or say what a filled file holds."""
-    from m2clip.commands.output import print_json, print_line
-    from m2clip.data.label_sets import load_class_names
-    from m2clip.descriptions import load_descriptions, write_template
+    from m2clip.data.lists.label_sets import load_class_names
+    from m2clip.methods.descriptions import load_descriptions, write_template
 
     names = load_class_names(args.classes)
     if args.check:
@@ -39,7 +39,4 @@ def run(args: argparse.Namespace) -> None:
         write_template(args.file, names, args.sentences)
         counts = {"classes": len(names), "sentences": args.sentences * len(names)}
         text = f"written: {args.file}, {args.sentences} empty sentences for each of {len(names)} classes"
-    if args.json:
-        print_json({"file": str(args.file), **counts})
-    else:
-        print_line(text)
+    print_result(args, {"file": str(args.file), **counts}, text)

@@ -7,23 +7,40 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from m2clip.commands.parsing import (
+from m2clip.commands.shared import models
+from m2clip.commands.shared.contenders import use_rendered
+from m2clip.commands.shared.output import (
+    console,
+    print_failures,
+    print_json,
+    print_line,
+    print_result,
+    progress_bar,
+    table,
+)
+from m2clip.commands.shared.overrides import add_overrides, join_overrides
+from m2clip.commands.shared.parsing import (
     add_clip,
     add_command,
     add_device,
+    add_frames,
     add_json,
     add_list,
-    join_overrides,
+    add_pictures,
     not_negative,
     positive,
 )
+from m2clip.commands.train import report_run
 from m2clip.data import BUILT_IN
+from m2clip.errors import InputError
+from m2clip.files.folders import check_apart
+from m2clip.files.kept_work import check_replaceable, write_result
 
 if TYPE_CHECKING:
     from m2clip.config import RunConfig
-    from m2clip.data.annotations import Annotations
     from m2clip.data.episodes import EpisodeList
-    from m2clip.episode_results import EpisodeResult
+    from m2clip.data.lists.annotations import Annotations
+    from m2clip.evaluate.episode_results import EpisodeResult
     from m2clip.methods import VideoModel
 
 EXAMPLE = """  m2clip episodes train --config ma_fsar_k100 --data.train train_few_shot.txt --data.val val_few_shot.txt
@@ -36,14 +53,14 @@ TRAIN_EXAMPLE = """  m2clip episodes train --config ma_fsar_k100 --data.root k10
   m2clip episodes train --config my.yaml --built-in motion --output runs/motion
 
 any field of the configuration can be given as --section.field value; a run that was
-interrupted goes on where it stopped when the same command is given again."""
+interrupted resumes where it stopped when the same command is given again."""
 EVAL_EXAMPLE = """  m2clip episodes eval runs/k100 --list test_few_shot.txt --root k100 --shots 1 5 --with-frozen
   m2clip episodes eval frozen --list test_few_shot.txt --root k100 --clip ViT-B-16-quickgelu
   m2clip episodes eval runs/motion --built-in motion
 
 features of the videos are kept, so that a call that was stopped, or one with other shots,
-goes on from them. An unreadable query is an error; an unreadable support video makes all
-queries of its episode errors (--on-error wrong), or such episodes are left out (skip)."""
+reuses them. An unreadable query is an error (--on-error wrong), or its episode is left
+out (skip); in place of an unreadable support video another one of its class is taken."""
 LIST_EXAMPLE = """  m2clip episodes list --list test_few_shot.txt --root k100 --shots 5 --output 5shot.jsonl
   m2clip episodes eval runs/k100 --list test_few_shot.txt --root k100 --stored 5shot.jsonl"""
 
@@ -57,13 +74,13 @@ def add_parser(commands: Any) -> None:
     )
     tasks = parser.add_subparsers(title="tasks", dest="task", metavar="TASK", required=True)
 
-    train = add_command(tasks, "train", run, "Train a run by episodes, or go on with an interrupted one", TRAIN_EXAMPLE)
+    train = add_command(tasks, "train", run, "Train a run by episodes, or resume an interrupted one", TRAIN_EXAMPLE)
     train.add_argument("--config", required=True, help="YAML file, bundled recipe, or run folder")
     train.add_argument("--fresh", action="store_true", help="refuse an output folder that already holds a run")
     _add_built_in(train, "train on most of its base classes, choose weights by the others")
     train.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU where there is one)")
     add_json(train)
-    train.set_defaults(takes_overrides=True)
+    add_overrides(train)
 
     score = add_command(tasks, "eval", run, "Score a run, or frozen CLIP, by episodes of new classes", EVAL_EXAMPLE)
     score.add_argument("run_folder", metavar="RUN", help='run folder, or "frozen" for CLIP without adapters')
@@ -73,11 +90,8 @@ def add_parser(commands: Any) -> None:
     score.add_argument("--stored", nargs="+", metavar="FILE", help="lists of episodes to ask, in place of drawn ones")
     group = score.add_argument_group("frames of a video (default: as the run was trained, the centre of each segment)")
     group.add_argument("--random-frames", action="store_true", help="a random frame of each segment, as earlier code")
-    group.add_argument("--sampling", choices=("uniform", "dense"), help="one frame a segment, or every stride-th frame")
-    group.add_argument("--stride", type=positive, help="distance between frames of a dense clip")
-    group.add_argument("--normalize", choices=("clip", "imagenet"), help="channel statistics")
-    group.add_argument("--reader", help="video reader: auto, decord, pyav, ...")
-    group.add_argument("--frames", type=positive, default=8, help="frames of a clip for frozen CLIP (default: 8)")
+    add_pictures(group)
+    add_frames(group)
     score.add_argument(
         "--metric",
         choices=("otam", "bi_mhm"),
@@ -125,9 +139,8 @@ def _add_built_in(parser: argparse.ArgumentParser, use: str) -> None:
 def _render(args: argparse.Namespace, output: Path) -> Path:
     """The folder of the built-in data set, rendered by the first process while the others wait."""
     from m2clip import distributed
-    from m2clip.commands.output import progress_bar
-    from m2clip.data.rendered_set import render_built_in
-    from m2clip.data.splits import write_episode_classes
+    from m2clip.data.built_in.rendered_set import render_built_in
+    from m2clip.data.lists.splits import write_episode_classes
 
     folder = Path(args.videos) if args.videos else output / "videos"
     if distributed.is_main():
@@ -151,81 +164,57 @@ def _clips_there(folder: Path, name: str) -> int:
 
 
 def _train(args: argparse.Namespace) -> None:
-    from m2clip import distributed, plots, train
-    from m2clip.commands.contenders import main_process
-    from m2clip.commands.output import print_json, print_line
+    from m2clip import distributed
     from m2clip.config import load_config
-    from m2clip.run_log import METRICS
+    from m2clip.train import trainer as train
 
     config = load_config(args.config, [*join_overrides(args.overrides), "episodes.train=true"])
     if args.built_in:
         distributed.init(config.timeout, args.device)
-        _use_built_in(config, _render(args, Path(config.output)))
+        folder = _render(args, Path(config.output))
+        use_rendered(config, folder, "episodes_train.txt", "episodes_val.txt", "episodes_train_classes.csv")
+        config.episodes.val_classes = str(folder / "episodes_val_classes.csv")
     try:
         folder = train.run(config, resume=not args.fresh, device=args.device, quiet=args.json)
     finally:
         distributed.shutdown()
-    if not main_process():
-        return
-    if (folder / METRICS).is_file():
-        plots.training_curves(folder / METRICS, folder / "curves.png")
-    if args.json:
-        print_json({"run": str(folder)})
-    else:
-        videos = f"--built-in {args.built_in}" if args.built_in else "--list ..."
-        videos += f" --videos {args.videos}" if args.built_in and args.videos else ""
-        print_line(f"the run is in {folder}: m2clip episodes eval {folder} {videos} scores it")
-
-
-def _use_built_in(config: RunConfig, folder: Path) -> None:
-    data = config.data
-    data.train, data.classes = str(folder / "episodes_train.txt"), str(folder / "episodes_train_classes.csv")
-    data.val, config.episodes.val_classes = (
-        str(folder / "episodes_val.txt"),
-        str(folder / "episodes_val_classes.csv"),
-    )
-    data.root, data.format, data.train_split, data.val_split = str(folder), "list", None, None
-    data.flip = False  # class names tell left from right
+    videos = f"--built-in {args.built_in}" if args.built_in else "--list ..."
+    videos += f" --videos {args.videos}" if args.built_in and args.videos else ""
+    report_run(args, folder, f"episodes eval {folder} {videos}")
 
 
 def _evaluate(args: argparse.Namespace) -> None:
     from m2clip import distributed
-    from m2clip.commands import models
-    from m2clip.commands.scoring import check_writable
+    from m2clip.commands.shared.scoring import results_folder
 
-    frozen = args.run_folder == models.FROZEN
-    folder = None if frozen else Path(args.run_folder)
+    folder = None if args.run_folder == models.FROZEN else Path(args.run_folder)
     output = Path(args.output) if args.output else folder or Path("runs") / models.FROZEN
     device = distributed.init(device=args.device)
     try:
         if folder is not None:
             # Before anything is rendered: a mistaken name is told at once.
             model = models.open_run(folder, args)
-        annotations = _read_list(args, output)
-        lists = _episodes(args, annotations, output)
-        if folder is None:
-            model = models.open_frozen(args, annotations.class_names or (), args.frames)
-        stem = f"episodes_{args.built_in or Path(args.list).stem}"
-        check_writable(output / f"{stem}.json")
-        candidates = [(models.display_name(model), model)]
-        if args.with_frozen and not frozen:
-            candidates.append((models.display_name(twin := models.frozen_twin(model)), twin))
-        config = models.run_config(args, folder)
-        results = [
-            result
-            for name, model in candidates
-            for result in _score(args, device, config, annotations, lists, name, model, output / "features")
-        ]
-        if distributed.is_main():
-            _report(args, results, output / f"{stem}.json")
+        with results_folder(args, output) as (output, kept):
+            annotations = _read_list(args, output)
+            lists = _episodes(args, annotations, output)
+            if folder is None:
+                model = models.open_frozen(args, annotations.class_names or ())
+            stem = f"episodes_{args.built_in or Path(args.list).stem}"
+            config = models.run_config(args, folder)
+            check_replaceable(output / f"{stem}.json")
+            results = [
+                result
+                for name, model in models.candidates(args, model)
+                for result in _score(args, device, config, annotations, lists, name, model, output / "features")
+            ]
+            if distributed.is_main():
+                _report(args, results, output / f"{stem}.json", kept)
     finally:
         distributed.shutdown()
 
 
 def _read_list(args: argparse.Namespace, output: Path) -> Annotations:
-    from m2clip.commands import models
-    from m2clip.data.annotations import load_annotations
-    from m2clip.errors import InputError
+    from m2clip.data.lists.annotations import load_annotations
 
     if (args.list is None) == (args.built_in is None):
         raise InputError("give either --list, the videos of the new classes, or --built-in")
@@ -243,9 +232,8 @@ def _read_list(args: argparse.Namespace, output: Path) -> Annotations:
 def _episodes(args: argparse.Namespace, annotations: Annotations, output: Path) -> list[EpisodeList]:
     """The lists that --stored names, or drawn ones, which are kept in the output folder and taken from there."""
     from m2clip import distributed
-    from m2clip.data.annotations import list_hash
     from m2clip.data.episodes import EpisodeShape, draw_episodes, load_episodes
-    from m2clip.errors import InputError
+    from m2clip.data.lists.annotations import list_hash
 
     if args.stored:
         found = [load_episodes(path, annotations) for path in args.stored]
@@ -278,13 +266,13 @@ def _score(
     cache: Path,
 ) -> list[EpisodeResult]:
     from m2clip import distributed
-    from m2clip.commands import models
-    from m2clip.commands.output import progress_bar
     from m2clip.data.episode_clips import EpisodeVideos
-    from m2clip.episode_runs import evaluate_episodes
+    from m2clip.evaluate.episodes import evaluate_episodes
+    from m2clip.towers.precision import place
+    from m2clip.train.setup import clip_settings
 
-    model = models.place(model, device, args.precision)
-    settings = models.clip_settings(config, model)
+    model = place(model, device, args.precision)
+    settings = clip_settings(config, model)
     shown = distributed.is_main() and not args.json
     return evaluate_episodes(
         model,
@@ -301,14 +289,12 @@ def _score(
     )
 
 
-def _report(args: argparse.Namespace, results: Sequence[EpisodeResult], path: Path) -> None:
-    from m2clip.commands.output import console, print_json, print_line, table
-    from m2clip.commands.scoring import FAILURES_SHOWN
-    from m2clip.episode_results import by_shots
-    from m2clip.results import write_json
+def _report(args: argparse.Namespace, results: Sequence[EpisodeResult], path: Path, kept: bool) -> None:
+    from m2clip.evaluate.episode_results import by_shots
 
     value = {"protocol": "episodes", "results": [result.to_dict() for result in results]}
-    write_json(value, path)
+    if kept:
+        write_result(value, path)
     if args.json:
         print_json(value)
         return
@@ -320,26 +306,23 @@ def _report(args: argparse.Namespace, results: Sequence[EpisodeResult], path: Pa
         of_model = [result for result in results if result.name == name]
         for result in of_model:
             print_line(f"{name}: {result.settings_line()}")
-        for failure in of_model[0].failures[:FAILURES_SHOWN]:
-            print_line(f"failed: {failure.describe()}")
-        if len(of_model[0].failures) > FAILURES_SHOWN:
-            print_line(f"... and {len(of_model[0].failures) - FAILURES_SHOWN} more, listed in the JSON file")
-    print_line(f"written: {path}")
+        print_failures(of_model[0].failures)
+    if kept:
+        print_line(f"written: {path}")
 
 
 def _list(args: argparse.Namespace) -> None:
-    from m2clip.commands import models
-    from m2clip.commands.output import print_json, print_line
     from m2clip.data.episodes import EpisodeShape, draw_episodes
 
+    check_apart(args.output, args.list, args.classes)
     annotations = models.read_list(args, args.classes)
     episodes = draw_episodes(annotations, EpisodeShape(args.way, args.shots, args.queries), args.episodes, args.seed)
     path = episodes.save(args.output)
-    if args.json:
-        facts = {"episodes": len(episodes), "seed": args.seed, "sha256": episodes.sha256}
-        print_json({"file": str(path), **facts, "videos": episodes.list_length, "videos_sha256": episodes.list_hash})
-    else:
-        print_line(
-            f"{path}: {len(episodes)} episodes, {args.way}-way {args.shots}-shot, of {episodes.list_length} videos, "
-            f"sha256 {episodes.sha256}"
-        )
+    facts = {"episodes": len(episodes), "seed": args.seed, "sha256": episodes.sha256}
+    facts |= {"videos": episodes.list_length, "videos_sha256": episodes.list_hash}
+    print_result(
+        args,
+        {"file": str(path), **facts},
+        f"{path}: {len(episodes)} episodes, {args.way}-way {args.shots}-shot, of {episodes.list_length} videos, "
+        f"sha256 {episodes.sha256}",
+    )

@@ -1,4 +1,4 @@
-"""`m2clip fewshot`: accuracy against the number of training videos a class."""
+"""`m2clip fewshot`: accuracy against the number of training videos per class."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from m2clip.commands.contenders import OVERRIDES, add_contenders
-from m2clip.commands.parsing import add_command, positive
+from m2clip.commands.shared import contenders
+from m2clip.commands.shared.contenders import OVERRIDES, add_contenders
+from m2clip.commands.shared.output import console, print_json, print_line, table
+from m2clip.commands.shared.parsing import add_command, positive
+from m2clip.files.kept_work import check_replaceable
 
 EXAMPLE = f"""  m2clip fewshot --config M2-CLIP=my_ucf.yaml --data.train trainlist01.txt --data.val testlist01.txt
   m2clip fewshot --config my_ucf.yaml --data.train 'lists/train1_few_shot_{{shots}}.txt'
@@ -16,6 +19,8 @@ EXAMPLE = f"""  m2clip fewshot --config M2-CLIP=my_ucf.yaml --data.train trainli
 the K videos of a class are drawn from data.train by each seed; a name with {{shots}} or
 {{seed}} in it stands for published lists, which are taken as they are.
 {OVERRIDES}"""
+
+PICTURE = "few_shot.png"
 
 
 def add_parser(commands: Any) -> None:
@@ -27,11 +32,12 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run the protocol, print the table, write results.json and few_shot.png."""
-    from m2clip import distributed, plots, protocols
-    from m2clip.commands import contenders
-    from m2clip.commands.output import console, print_json, print_line, table
+    from m2clip import distributed
+    from m2clip.plots import pictures as plots
+    from m2clip.protocols import comparisons as protocols
 
     output = Path(args.output)
+    check_replaceable(output / "results.json", output / PICTURE)
     try:
         results = protocols.few_shot(
             contenders.read_contenders(args),
@@ -51,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
             name: {int(k): (found["top1"]["mean"], found["top1"]["std"]) for k, found in by_k.items()}
             for name, by_k in methods.items()
         },
-        output / "few_shot.png",
+        output / PICTURE,
         untrained={name: scores["top1"] for name, scores in results["frozen"].items()},
         title=f"top-1, {results['classes']} classes",
         chance=results["chance"],

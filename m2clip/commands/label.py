@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from m2clip.commands.at_scale import RESTART, add_model, add_videos, add_work
-from m2clip.commands.parsing import add_command, positive
+from m2clip.commands.shared import models
+from m2clip.commands.shared.long_lists import RESTART, add_model, add_videos, add_work
+from m2clip.commands.shared.output import progress_bar
+from m2clip.commands.shared.parsing import add_command, add_labels, positive
+from m2clip.files.folders import check_apart
 
 EXAMPLE = f"""  m2clip label videos/ out --run runs/k400
   m2clip label list.txt out --labels juggling "riding a horse" cooking
@@ -21,9 +24,7 @@ def add_parser(commands: Any) -> None:
     parser = add_command(commands, "label", run, "Name what happens in each video of a long list", EXAMPLE)
     add_videos(parser)
     add_model(parser)
-    labels = parser.add_mutually_exclusive_group()
-    labels.add_argument("--labels", nargs="+", help="class names to choose from (default: the run's own)")
-    labels.add_argument("--labels-file", help="bundled label set (k400, ...) or class file")
+    add_labels(parser)
     parser.add_argument("--top", type=positive, default=5, help="how many classes to store (default: 5)")
     add_work(parser, ("jsonl", "parquet"))
 
@@ -31,19 +32,11 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     """Label, and report."""
     from m2clip import at_scale
-    from m2clip.commands import models
-    from m2clip.commands.at_scale import job, report, run_folder
-    from m2clip.commands.output import progress_bar
-    from m2clip.data.label_sets import load_class_names
-    from m2clip.errors import InputError
+    from m2clip.commands.shared.long_lists import job, report, run_folder
 
+    check_apart(args.output, args.list, option="OUTPUT")
     folder = run_folder(args)
-    names = args.labels or (load_class_names(args.labels_file) if args.labels_file else None)
-    if folder is None and names is None:
-        raise InputError("which classes? Give --labels, --labels-file, or a run folder with --run")
-    model = models.open_run(folder, args) if folder else models.open_frozen(args, names or [], args.frames)
-    if names is not None and names != model.class_names:
-        model.set_class_names(names)
+    model = models.open_labelled(args, folder, models.given_names(args, folder))
     work = job(args, model)
     with progress_bar("labelling", not args.json and work["executor"].process[0] == 0) as progress:
         summary = at_scale.label(model, top=args.top, progress=progress, **work)

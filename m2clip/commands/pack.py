@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from m2clip.commands.parsing import add_command, add_json, positive
+from m2clip.commands.shared.models import read_list
+from m2clip.commands.shared.output import print_json, print_line, progress_bar
+from m2clip.commands.shared.parsing import add_command, add_json, add_mismatched, add_source, as_field, positive
+from m2clip.errors import InputError
 
 EXAMPLE = """  m2clip pack train.txt packed/train
   m2clip pack k400/train.csv packed/k400 --root k400/videos --frames 64
   m2clip pack train.txt packed/train_mp4 --video --keyframes 16
   m2clip train --config m2clip_k400_b16_8f --data.train packed/train
 
-The folder then stands for the list. Run the same command again after an interruption, whatever it was: it goes on."""
+The folder then stands for the list. After an interruption, the same command resumes."""
 
 
 def add_parser(commands: Any) -> None:
@@ -20,12 +23,9 @@ def add_parser(commands: Any) -> None:
     parser = add_command(
         commands, "pack", run, "Store the videos of a list as frames in tar shards, or re-encoded, for reading", EXAMPLE
     )
-    parser.add_argument("list", metavar="LIST", help="list file, or a folder with one sub-folder of videos a class")
+    add_source(parser)
     parser.add_argument("output", metavar="OUTPUT", help="folder to write; new, or of an interrupted call")
-    parser.add_argument("--classes", help="label set or class file (default: the list's own names)")
-    parser.add_argument("--root", help="folder that relative paths in the list start from (default: the list's own)")
-    parser.add_argument("--format", default="auto", help="annotation format (default: auto)")
-    parser.add_argument("--split", help="which part of the list, for formats that have splits")
+    add_mismatched(parser)
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--video", action="store_true", help="write mp4 files with many key frames in place of shards")
     kind.add_argument(
@@ -37,19 +37,17 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--quality", type=positive, help="of the JPEG frames, up to 95 (default: 90)")
     parser.add_argument("--keyframes", type=positive, help="with --video: frames between two key frames (default: 16)")
     parser.add_argument("--crf", type=int, help="with --video: x264's quality, lower is better (default: 20)")
-    parser.add_argument("--shard-videos", type=positive, help="videos of a shard (default: 128)")
+    parser.add_argument("--shard-size", dest="shard_videos", type=positive, help="videos of a shard (default: 128)")
     parser.add_argument("--reader", help="video reader: auto, decord, pyav, ... (default: auto)")
-    parser.add_argument("--workers", type=positive, help="processes (default: one a core)")
+    parser.add_argument("--workers", type=as_field("data.workers", least=1), help="processes (default: one per core)")
     parser.add_argument("--retry-failed", action="store_true", help="try again what earlier calls could not read")
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Pack, and say what was stored and what could not be read."""
-    from m2clip.commands.output import print_json, print_line, progress_bar
-    from m2clip.data.annotations import load_annotations
-    from m2clip.errors import InputError
-    from m2clip.pack import PackSettings, pack
+    from m2clip.data.packs.pack import pack
+    from m2clip.data.packs.settings import PackSettings
 
     names = ("short_side", "quality", "keyframes", "crf", "shard_videos", "reader")
     given = {name: value for name in names if (value := getattr(args, name)) is not None}
@@ -59,18 +57,10 @@ def run(args: argparse.Namespace) -> None:
     if args.frames is not None:
         given["frames"] = None if args.frames == "all" else args.frames
     settings = PackSettings("videos" if args.video else "frames", **given)
-    annotations = load_annotations(
-        args.list, root=args.root, format=args.format, class_names=args.classes, split=args.split
-    )
+    annotations = read_list(args, args.classes)
     with progress_bar("packing", not args.json) as progress:
-        manifest = pack(
-            annotations,
-            args.output,
-            settings,
-            workers=args.workers,
-            retry_failed=args.retry_failed,
-            progress=progress,
-        )
+        options = {"workers": args.workers, "retry_failed": args.retry_failed}
+        manifest = pack(annotations, args.output, settings, **options, progress=progress)
     if args.json:
         print_json(manifest)
         return

@@ -8,21 +8,28 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from m2clip.commands.parsing import (
+from m2clip.commands.shared import models
+from m2clip.commands.shared.contenders import spread
+from m2clip.commands.shared.output import console, print_json, print_line, table
+from m2clip.commands.shared.parsing import (
     add_clip,
     add_command,
     add_device,
+    add_frames,
     add_json,
     add_list,
     add_views,
     not_negative,
     positive,
 )
+from m2clip.errors import InputError
+from m2clip.files.folders import check_apart
+from m2clip.files.kept_work import check_replaceable, write_result
 
 if TYPE_CHECKING:
     from m2clip.config import RunConfig
     from m2clip.methods import VideoModel
-    from m2clip.protocol_runs import Part
+    from m2clip.protocols.runs import ScoredSet
 
 EXAMPLE = """  m2clip zeroshot runs/k400 --list testlist01.txt --root UCF-101 --classes ucf101 --with-frozen
   m2clip zeroshot frozen --list testlist01.txt --root UCF-101 --classes ucf101 --clip ViT-B-16-quickgelu
@@ -48,7 +55,7 @@ def add_parser(commands: Any) -> None:
     group.add_argument("--halves", type=positive, help="score so many random halves of the classes (papers: 10)")
     group.add_argument("--halves-seed", type=not_negative, default=0, help="of their draw (default: 0)")
     add_views(parser)
-    parser.add_argument("--frames", type=positive, default=8, help="frames of a clip for frozen CLIP (default: 8)")
+    add_frames(parser)
     parser.add_argument(
         "--adapters-off", nargs="+", choices=("visual", "text"), default=(), help="run without these adapters"
     )
@@ -62,10 +69,9 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     """Evaluate, print the table, write the files."""
     from m2clip import distributed
-    from m2clip.commands import models
-    from m2clip.commands.scoring import score
-    from m2clip.errors import InputError
+    from m2clip.commands.shared.scoring import list_name, results_folder, score
 
+    check_apart(args.output, *args.list)
     frozen = args.run_folder == models.FROZEN
     folder = None if frozen else Path(args.run_folder)
     if frozen and args.adapters_off:
@@ -74,31 +80,29 @@ def run(args: argparse.Namespace) -> None:
     try:
         parts = _parts(args)
         first = parts[0]
-        model = models.open_run(folder, args) if folder else models.open_frozen(args, first.class_names, args.frames)
-        candidates = [(models.display_name(model), model)]
-        if args.with_frozen and not frozen:
-            candidates.append(("frozen CLIP", models.frozen_twin(model)))
-        config = models.run_config(args, folder)
+        model = models.open_run(folder, args) if folder else models.open_frozen(args, first.class_names)
+        candidates = models.candidates(args, model)
         output = Path(args.output) if args.output else folder or Path("runs") / models.FROZEN
+        config = models.run_config(args, folder)
         off = "".join(f"_no_{name}" for name in args.adapters_off)
-        stem = f"zeroshot_{Path(args.classes[0]).stem}_{Path(args.list[0]).stem}"
+        split = args.split[0] if args.split and len(args.split) == 1 else None
+        stem = f"zeroshot_{Path(args.classes[0]).stem}_{list_name(args.list[0], split)}"
         if len(parts) == 1 and not args.halves:
             names = first.class_names
             score(args, device, config, first.annotations, candidates, names, output, stem + off, args.adapters_off)
         else:
             what = f"{args.halves}_halves" if args.halves else f"{len(parts)}_splits"
-            _score_parts(args, device, config, parts, dict(candidates), output, f"{stem}_{what}{off}")
+            with results_folder(args, output) as (output, kept):
+                _score_parts(args, device, config, parts, dict(candidates), output, f"{stem}_{what}{off}", kept)
     finally:
         distributed.shutdown()
 
 
-def _parts(args: argparse.Namespace) -> list[Part]:
+def _parts(args: argparse.Namespace) -> list[ScoredSet]:
     """What the lists, splits and class lists name, one for each, and the random halves of each of them."""
-    from m2clip.commands import models
-    from m2clip.data.label_sets import load_class_names
-    from m2clip.data.splits import random_halves
-    from m2clip.errors import InputError
-    from m2clip.protocol_runs import Part
+    from m2clip.data.lists.label_sets import load_class_names
+    from m2clip.data.lists.splits import random_halves
+    from m2clip.protocols.runs import ScoredSet
 
     given = {"--list": args.list, "--split": args.split or [None], "--classes": args.classes}
     number = max(len(values) for values in given.values())
@@ -111,9 +115,9 @@ def _parts(args: argparse.Namespace) -> list[Part]:
         one = copy.copy(args)
         one.list, one.split, classes = (values[place % len(values)] for values in given.values())
         name = " ".join(Path(values[place]).stem for values in several)
-        parts.append(Part(name, models.read_list(one, load_class_names(classes))))
+        parts.append(ScoredSet(name, models.read_list(one, load_class_names(classes))))
     if len({part.name for part in parts}) < number:
-        parts = [Part(f"{place} {part.name}", part.annotations) for place, part in enumerate(parts, start=1)]
+        parts = [ScoredSet(f"{place} {part.name}", part.annotations) for place, part in enumerate(parts, start=1)]
     if not args.halves:
         return parts
     halves = []
@@ -123,7 +127,7 @@ def _parts(args: argparse.Namespace) -> list[Part]:
             chosen = part.annotations.select_classes(names)
             if not chosen.items:
                 raise InputError(f"{chosen.source}: has no video of the classes of random half {place}")
-            halves.append(Part(f"{part.name} half {place}".strip(), chosen))
+            halves.append(ScoredSet(f"{part.name} half {place}".strip(), chosen))
     return halves
 
 
@@ -131,32 +135,33 @@ def _score_parts(
     args: argparse.Namespace,
     device: Any,
     config: RunConfig,
-    parts: Sequence[Part],
+    parts: Sequence[ScoredSet],
     candidates: Mapping[str, VideoModel],
     output: Path,
     stem: str,
+    kept: bool,
 ) -> None:
-    from m2clip import distributed, plots, protocols
-    from m2clip.commands.contenders import spread
-    from m2clip.commands.output import console, print_json, print_line, table
-    from m2clip.commands.scoring import check_writable, score_one
-    from m2clip.config import flatten
-    from m2clip.results import EvalResult, write_json
+    from m2clip import distributed
+    from m2clip.commands.shared.scoring import score_one
+    from m2clip.config_fields import deciding
+    from m2clip.evaluate.results import EvalResult
+    from m2clip.plots import pictures as plots
+    from m2clip.protocols import comparisons as protocols
 
     first = next(iter(candidates))
-    check_writable(output / f"{stem}.json")
 
-    def score(name: str, model: VideoModel, part: Part) -> EvalResult:
+    def score(name: str, model: VideoModel, part: ScoredSet) -> EvalResult:
         off = args.adapters_off if name == first else ()
         return score_one(args, device, config, part.annotations, name, model, part.class_names, off)
 
-    views = ("eval.clips", "eval.crops", "eval.on_error", "data.sampling", "data.stride", "data.normalize")
-    settings = {name: value for name, value in flatten(config).items() if name in views}
+    settings = deciding(config, "views", "scores")
     settings |= {"precision": args.precision, "adapters off": list(args.adapters_off)}
+    files = output / f"{stem}.json", output / f"{stem}.png"
+    check_replaceable(*files)
     results = protocols.zero_shot(candidates, parts, score, output / stem, settings)
     if not distributed.is_main():
         return
-    written = write_json(results, output / f"{stem}.json")
+    written = write_result(results, files[0])
     found = {name: scores["top1"] for name, scores in results["models"].items()}
     shown = results["splits"] if len(parts) <= SHOWN else []
     mean = f"mean of {len(parts)}"
@@ -166,7 +171,7 @@ def _score_parts(
             name: {**dict(zip(shown, top1["values"], strict=False)), mean: top1["mean"]}
             for name, top1 in reversed(found.items())
         },
-        output / f"{stem}.png",
+        files[1],
         "zero-shot top-1",
     )
     if args.json:
@@ -178,4 +183,5 @@ def _score_parts(
     ]
     console().print(table(("top-1 %", *shown, mean), rows, numbers=1 + len(shown)))
     print_line(f"{results['splits'][0]}: {results['models'][first]['evaluation'][0]}")
-    print_line(f"written: {written}, {picture}")
+    if kept:
+        print_line(f"written: {written}, {picture}")

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import random
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from m2clip.data.annotations import Annotations, VideoItem
-from m2clip.data.decode import READERS, Video, VideoError, open_video
-from m2clip.data.isolated import open_isolated
-from m2clip.data.sampling import dense_indices, uniform_indices
-from m2clip.data.shards import ShardVideo
-from m2clip.data.transforms import EvalTransform, TrainTransform, TransformSettings
+from m2clip.config_fields import DataConfig, EvalConfig, deciding, same
+from m2clip.data.lists.annotations import Annotations, VideoItem
+from m2clip.data.packs.frames import ShardVideo
+from m2clip.data.sampling import SAMPLINGS, dense_centre_indices, dense_indices, uniform_indices
+from m2clip.data.transforms import EvalTransform, Statistics, TrainTransform, TransformSettings
+from m2clip.data.video.base import TOGETHER, stack
+from m2clip.data.video.isolated import open_isolated
+from m2clip.data.video.readers import Video, VideoError, check_reader, open_video
 from m2clip.errors import InputError
 
-SAMPLINGS = ("uniform", "dense")
+_BATCH_BYTES = 4 << 20  # of frames that are transformed at once, where that is more than one
 SHARDS_AT_ONCE = 8  # whose items are mixed by `shard_order`
 
 # How many other videos stand in for an unreadable one: first of its class, then of any class.
@@ -34,75 +37,121 @@ class ClipSettings:
     Args:
         num_frames: frames of a clip, T.
         size: height and width of the frames, in pixels.
-        sampling: "uniform" (one frame of each of T segments) or "dense" (T frames at a fixed stride).
+        sampling: "uniform" (one frame of each of T segments), "dense" (T frames at a fixed stride) or "dense_centres"
+            (likewise, test clips in the middle of equal parts), see `m2clip.data.sampling`.
         stride: distance of the frames of a dense clip, in frames.
-        reader: a reader of `m2clip.data.decode`.
-        augmentation, flip, normalize, crops: as in `TransformSettings`.
+        reader: a reader of `m2clip.data.video.readers`.
+        augmentation: as in `TransformSettings`.
+        flip: as in `TransformSettings`.
+        normalize: as in `TransformSettings`.
+        crops: as in `TransformSettings`.
+        transform: as in `TransformSettings`; "authors" also takes the frames of short videos as their code does.
+        interpolation: as in `TransformSettings`.
+        resize: as in `TransformSettings`.
         clips: test clips per video; views = clips x crops.
-        isolate: decode in a child process, which a video may crash (`m2clip.data.isolated`).
+        isolate: decode in a child process, which a video may crash (`m2clip.data.video.isolated`).
 
     Raises:
         InputError: a choice that does not exist, or a number below 1.
     """
 
-    num_frames: int = 8
-    size: int = 224
-    sampling: str = "uniform"
-    stride: int = 16
-    reader: str = "auto"
-    augmentation: str = "crop_flip"
-    flip: bool = True
-    normalize: str = "clip"
-    clips: int = 1
-    crops: int | str = 1
-    isolate: bool = False
+    num_frames: int = same(DataConfig, "num_frames")
+    size: int = same(TransformSettings, "size")
+    sampling: str = same(DataConfig, "sampling")
+    stride: int = same(DataConfig, "stride")
+    reader: str = same(DataConfig, "reader")
+    augmentation: str = same(TransformSettings, "augmentation")
+    flip: bool = same(TransformSettings, "flip")
+    normalize: str | Statistics = same(TransformSettings, "normalize")
+    clips: int = same(EvalConfig, "clips")
+    crops: int | str = same(TransformSettings, "crops")
+    isolate: bool = same(DataConfig, "isolate")
+    transform: str = same(TransformSettings, "transform")
+    interpolation: str = same(TransformSettings, "interpolation")
+    resize: str = same(TransformSettings, "resize")
 
     def __post_init__(self) -> None:
         if self.sampling not in SAMPLINGS:
             raise InputError(f"sampling must be one of {', '.join(SAMPLINGS)}, not {self.sampling!r}")
-        if self.reader not in READERS:
-            raise InputError(f"unknown video reader {self.reader!r}; choose from {', '.join(READERS)}")
+        check_reader(self.reader)
         for field in ("num_frames", "stride", "clips"):
             if getattr(self, field) < 1:
                 raise InputError(f"{field} must be at least 1, not {getattr(self, field)}")
-        # Its own checks run when it is built.
-        TransformSettings(self.size, self.augmentation, self.flip, self.normalize, self.crops)
+        # Whose own checks run when they are built.
+        object.__setattr__(self, "normalize", self.of_frames.normalize)
 
     @property
-    def transform(self) -> TransformSettings:
+    def of_frames(self) -> TransformSettings:
         """The part of the settings that concerns single frames."""
-        return TransformSettings(self.size, self.augmentation, self.flip, self.normalize, self.crops)
+        return TransformSettings(**{entry.name: getattr(self, entry.name) for entry in fields(TransformSettings)})
+
+    @property
+    def views(self) -> dict[str, Any]:
+        """What decides which pictures of a video a model is shown in testing, beside its frames and their size."""
+        return deciding(self, "views")
 
     def indices(
         self, num_frames: int, *, rng: random.Random | None = None, clip: int = 0, num_clips: int = 1
     ) -> list[int]:
         """Frame indices of one clip of a video of `num_frames` frames; arguments as in `m2clip.data.sampling`."""
+        which: dict[str, Any] = {"rng": rng, "clip": clip, "num_clips": num_clips}
+        if self.sampling == "dense_centres":
+            return dense_centre_indices(num_frames, self.num_frames, self.stride, **which)
+        which["authors"] = self.transform == "authors"
         if self.sampling == "uniform":
-            return uniform_indices(num_frames, self.num_frames, rng=rng, clip=clip, num_clips=num_clips)
-        return dense_indices(num_frames, self.num_frames, self.stride, rng=rng, clip=clip, num_clips=num_clips)
+            return uniform_indices(num_frames, self.num_frames, **which)
+        return dense_indices(num_frames, self.num_frames, self.stride, **which)
 
 
-def load_views(video: VideoItem | str | Path, settings: ClipSettings, rng: random.Random | None = None) -> Tensor:
+def load_views(
+    video: VideoItem | str | Path, settings: ClipSettings, rng: random.Random | None = None, *, pixels: bool = False
+) -> Tensor:
     """All test views of a video, (clips * crops, T, 3, size, size), the crops of a clip adjacent.
 
     Args:
         video: the video, or its file.
         settings: how clips are cut and transformed.
         rng: source of random frames, as in training; None takes those of testing.
+        pixels: leave the last step, `m2clip.data.transforms.normalized`, to the caller: the views are then uint8, a
+            quarter of the memory, except by the authors' transform, whose first step it is.
 
     Raises:
         VideoError: the video cannot be read.
     """
     item = video if isinstance(video, VideoItem) else VideoItem(Path(video), 0)
-    transform = EvalTransform(settings.transform)
-    with _open(item, settings) as opened:
-        wanted = [
-            index
-            for clip in range(settings.clips)
-            for index in settings.indices(opened.num_frames, rng=rng, clip=clip, num_clips=settings.clips)
-        ]
-        frames = opened.read(wanted)
-    return torch.cat([transform(clip) for clip in frames.split(settings.num_frames)])
+    with open_item(item, settings) as opened:
+        return views_of(opened, settings, rng, pixels=pixels)
+
+
+def views_of(video: Video, settings: ClipSettings, rng: random.Random | None = None, *, pixels: bool = False) -> Tensor:
+    """All test views of an open video; the rest as for `load_views`."""
+    transform, length, size = EvalTransform(settings.of_frames), settings.num_frames, settings.size
+    cut = transform.cut if pixels else transform
+    kind = torch.uint8 if pixels and settings.transform == "standard" else torch.float32
+    views = torch.empty(settings.clips, transform.num_crops, length, 3, size, size, dtype=kind)
+    # Where in which clips a frame is: clips may overlap.
+    places: dict[int, list[tuple[int, int]]] = {}
+    for clip in range(settings.clips):
+        indices = settings.indices(video.num_frames, rng=rng, clip=clip, num_clips=settings.clips)
+        for step, index in enumerate(indices):
+            places.setdefault(index, []).append((clip, step))
+    for some, frames in batches_of_frames(video.each(list(places))):
+        for index, crops in zip(some, cut(frames).unbind(1), strict=True):
+            for clip, step in places[index]:
+                views[clip, :, step] = crops
+    return views.flatten(0, 1)
+
+
+def batches_of_frames(frames: Iterator[tuple[int, np.ndarray]]) -> Iterator[tuple[list[int], Tensor]]:
+    """Frames of one size, a few at a time: their indices and (n, 3, H, W) uint8."""
+    some: list[tuple[int, np.ndarray]] = []
+    for index, frame in frames:
+        full = len(some) == TOGETHER or len(some) * frame.nbytes > _BATCH_BYTES
+        if some and (full or some[0][1].shape != frame.shape):
+            yield [index for index, _ in some], torch.from_numpy(stack([frame for _, frame in some]))
+            some = []
+        some.append((index, frame))
+    yield [index for index, _ in some], torch.from_numpy(stack([frame for _, frame in some]))
 
 
 class ClipDataset(Dataset[dict[str, Any]]):
@@ -127,7 +176,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         self, annotations: Annotations, settings: ClipSettings, *, training: bool = False, seed: int = 0
     ) -> None:
         self.annotations, self.settings, self.training, self.seed = annotations, settings, training, seed
-        self._augment = TrainTransform(settings.transform)
+        self._augment = TrainTransform(settings.of_frames)
         self._by_label: dict[int, list[int]] = {}
         for index, item in enumerate(annotations.items):
             self._by_label.setdefault(item.label, []).append(index)
@@ -145,7 +194,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         try:
             video = load_views(item, settings)
         except VideoError as problem:
-            views = settings.clips * EvalTransform(settings.transform).num_crops
+            views = settings.clips * EvalTransform(settings.of_frames).num_crops
             video, error = torch.zeros(views, settings.num_frames, 3, settings.size, settings.size), str(problem)
         return {"video": video, "label": item.label, "index": index, "error": error}
 
@@ -164,7 +213,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         return {"video": video, "label": item.label, "index": index, "replaced": replaced}
 
     def _random_clip(self, item: VideoItem, rng: random.Random) -> Tensor:
-        with _open(item, self.settings) as opened:
+        with open_item(item, self.settings) as opened:
             frames = opened.read(self.settings.indices(opened.num_frames, rng=rng))
         return self._augment(frames, rng.getrandbits(62))
 
@@ -194,11 +243,13 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
     Args:
         length: number of items of the data set.
-        seed, epoch: of the order; all processes must agree on them.
+        seed: of the order; all processes must agree on it.
+        epoch: of the order; all processes must agree on it.
         shuffle: random order, or ascending.
         shards: where each item is stored; if given, a random order takes items of a few shards at a time (see
             `shard_order`).
-        rank, world_size: this process and the number of processes.
+        rank: this process.
+        world_size: number of processes.
         start: samples of this process that were already consumed in this epoch.
         drop_last: drop the last length % world_size items of the order, so that all processes have equally many.
     """
@@ -274,14 +325,14 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return batch
 
 
-def _open(item: VideoItem, settings: ClipSettings) -> Video:
+def open_item(item: VideoItem, settings: ClipSettings) -> Video:
+    """A video of a list, open, by the reader of the settings; errors as for `open_video`."""
     if item.sample is not None:
-        if settings.sampling == "dense" and not item.sample.every_frame:
+        if settings.sampling != "uniform" and not item.sample.every_frame:
             raise InputError(
                 f"{item.sample.shard.parent}: holds some frames of a video only, too few for clips at a stride: use "
                 "sampling uniform, or pack again with --frames all"
             )
         return ShardVideo(item.path, item.sample)
-    reader = "frames" if item.pattern is not None else settings.reader
     opener = open_isolated if settings.isolate else open_video
-    return opener(item.path, reader, pattern=item.pattern, num_frames=item.num_frames)
+    return opener(item.path, settings.reader, pattern=item.pattern, num_frames=item.num_frames)

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from m2clip.data.annotations import Annotations
 from m2clip.data.clips import ClipDataset, ClipSettings, collate, load_views
-from m2clip.data.decode import VideoError
 from m2clip.data.episodes import EpisodeShape, class_videos, draw_episode
+from m2clip.data.lists.annotations import Annotations
+from m2clip.data.video.readers import VideoError
 from m2clip.errors import InputError
 
 # How many classes of an episode, and videos of a class, may turn out unreadable.
@@ -118,7 +118,7 @@ class EpisodeVideos(ClipDataset):
     def describe_frames(self) -> str:
         """How many frames a clip has and how they are chosen."""
         settings = self.settings
-        stride = f", stride {settings.stride}" if settings.sampling == "dense" else ""
+        stride = f", stride {settings.stride}" if settings.sampling != "uniform" else ""
         return f"{settings.num_frames} {settings.sampling}{stride}, " + (
             f"at random (seed {self.seed})" if self.random_frames else "centred"
         )

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from m2clip.data.annotations import Annotations, list_hash
-from m2clip.data.label_sets import read_lines
+from m2clip.data.lists.annotations import Annotations, list_hash
+from m2clip.data.lists.text_files import read_lines
 from m2clip.errors import InputError
-from m2clip.files import replacing
+from m2clip.files.disk import write_text
 
 KIND, VERSION = "m2clip episodes", 1
 _NAMED = 5  # classes that an error names
@@ -99,7 +99,7 @@ class EpisodeList:
         Raises:
             InputError: the file cannot be written.
         """
-        path, lines = Path(path), self._lines()
+        lines = self._lines()
         header = {
             "file": KIND,
             "version": VERSION,
@@ -112,12 +112,7 @@ class EpisodeList:
             "videos_sha256": self.list_hash,
             "episodes_sha256": _digest(lines),
         }
-        try:
-            with replacing(path) as temporary:
-                temporary.write_text("\n".join([json.dumps(header), *lines]) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
-        return path
+        return write_text("\n".join([json.dumps(header), *lines]) + "\n", path)
 
     def _lines(self) -> list[str]:
         numbers = zip(self.classes.tolist(), self.support.tolist(), self.query.tolist(), strict=True)
@@ -156,18 +151,19 @@ def draw_episodes(annotations: Annotations, shape: EpisodeShape, count: int, see
 
 
 def class_videos(annotations: Annotations, shape: EpisodeShape) -> dict[int, list[int]]:
-    """Positions of the videos of every class, by label, where each class has enough for an episode.
+    """Positions of the videos of every class that has any, by label, where each has enough for an episode.
 
     Raises:
         InputError: fewer classes than `way`, or classes with too few videos, named.
     """
     names = annotations.class_names
-    videos: dict[int, list[int]] = {label: [] for label in range(len(names or ()))}
+    videos: dict[int, list[int]] = {}
     for index, item in enumerate(annotations.items):
         videos.setdefault(item.label, []).append(index)
     if len(videos) < shape.way:
         raise InputError(
-            f"{annotations.source}: has {len(videos)} classes, an episode of {shape.way} ways needs {shape.way}"
+            f"{annotations.source}: has videos of {len(videos)} classes, "
+            f"an episode of {shape.way} ways needs {shape.way}"
         )
     needed = shape.shots + shape.queries
     short = [label for label, of_class in sorted(videos.items()) if len(of_class) < needed]
@@ -191,8 +187,8 @@ def draw_episode(
         videos: positions of the videos of every class (`class_videos`).
         shape: of the episode.
         rng: source of the draw.
-        spare_classes, spare: how many further classes, and videos of each class, to draw behind those of the episode
-            as far as there are any, to stand in for videos that cannot be read.
+        spare_classes: how many further classes to draw behind those of the episode, as far as there are any.
+        spare: how many further videos of each class to draw, to stand in for videos that cannot be read.
     """
     labels = rng.sample(list(videos), min(shape.way + spare_classes, len(videos)))
     needed = shape.shots + shape.queries + spare

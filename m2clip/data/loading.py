@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.connection
+import os
 import pickle
 import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from multiprocessing.popen_fork import Popen
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from m2clip.data.shared_memory import Piped, hand_over, no_processes, take_over
 from m2clip.errors import InputError
+from m2clip.terminal import tell
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
@@ -31,8 +37,15 @@ Say = Callable[[str], None]
 Collate = Callable[[list[Any]], Any]
 
 
-def _say(line: str) -> None:
-    print(f"m2clip: {line}", file=sys.stderr, flush=True)
+_said: set[str] = set()
+
+
+def _say_once(line: str, say: Say) -> None:
+    """Say what is so for the whole program, and not again in every epoch; numbers may differ."""
+    kind = re.sub(r"[\d.]+", "", line)
+    if kind not in _said:
+        _said.add(kind)
+        say(line)
 
 
 class _DiedError(Exception):
@@ -47,7 +60,7 @@ def load(
     collate: Collate | None = None,
     pin_memory: bool = False,
     timeout: float = TIMEOUT,
-    say: Say = _say,
+    say: Say = tell,
 ) -> Iterator[Any]:
     """The items of a data set in the order of their keys.
 
@@ -55,6 +68,7 @@ def load(
     started anew at the item that was waited for. If that item fails again, the data set is set to decode every video
     in a process of its own (`ClipSettings.isolate`), so that a file which breaks its decoder is one unreadable video,
     and the doubtful items are loaded one by one. At the third time loading ends with an error that names the item.
+    Where shared memory is too small, as in many containers, items come through pipes, or are made in this process.
 
     Args:
         dataset: items by key.
@@ -68,6 +82,9 @@ def load(
     Raises:
         InputError: an item that cannot be made, or that has ended its process three times.
     """
+    if workers and (problem := no_processes(workers)):
+        _say_once(problem, say)
+        dataset.settings, workers = replace(dataset.settings, isolate=True), 0
     if workers == 0:
         yield from _loader(dataset, keys, 0, 0, collate, pin_memory)
         return
@@ -79,6 +96,9 @@ def load(
         try:
             for item in pool:
                 done, failures = done + 1, 0
+                if isinstance(item, Piped):
+                    _say_once(item.reason, say)
+                    item = take_over(item)  # noqa: PLW2901
                 yield item
                 if careful and done == careful_until:
                     break
@@ -116,19 +136,25 @@ def _loader(
     import torch
     from torch.utils.data import DataLoader
 
-    order: dict[str, Any] = {"batch_size": None, "sampler": keys}
+    order: dict[str, Any] = {"batch_size": None, "sampler": keys} if collate is None else {"batch_sampler": keys}
+    finish = collate or _as_it_is
     return DataLoader(
         dataset,
         num_workers=workers,
         prefetch_factor=ahead or None,
         pin_memory=pin_memory,
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=_prepare,
         # Its own generator: starting processes would otherwise draw from the one that dropout draws from.
         generator=torch.Generator(),
         # The parent is told of the death of a child that it has forked, not of one that a server has.
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
-        **(order if collate is None else {"batch_sampler": keys, "collate_fn": collate}),
+        collate_fn=(lambda made: hand_over(finish(made))) if workers else finish,
+        **order,
     )
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
 
 
 class _Pool:
@@ -188,7 +214,12 @@ class _Pool:
         for process in self.processes:
             process.kill()
 
-    def _look(self, *_: Any) -> None:
+    def _look(self, _: Any = None, frame: FrameType | None = None) -> None:
+        """_DiedError where a process has ended; also the handler of the signal that says so, at any moment."""
+        if _asks_for_an_end(frame):
+            # An error would lose what was just heard of a process, which would then count as alive for ever.
+            threading.Timer(0.01, lambda: os.kill(os.getpid(), signal.SIGCHLD)).start()
+            return
         for process in self.processes:
             if not process.is_alive() and self.late:
                 raise _DiedError(f"a decoding process gave no answer for {self.timeout:g} s")
@@ -200,10 +231,28 @@ class _Pool:
             signal.signal(signal.SIGCHLD, handler)
 
 
-def _ignore_signals(worker: int) -> None:
-    """Leave Ctrl-C and SIGTERM, which often reach a whole group of processes, to the one that is decoded for."""
+def _asks_for_an_end(frame: FrameType | None) -> bool:
+    """Whether code that was interrupted at a frame has asked the system whether a process has ended."""
+    while frame is not None and frame.f_code is not Popen.poll.__code__:
+        frame = frame.f_back
+    return frame is not None
+
+
+def _prepare(worker: int) -> None:
+    """Leave Ctrl-C and SIGTERM, which often reach a whole group of processes, to the one that is decoded for.
+
+    A worker whose parent was killed says nothing of the connections that this breaks.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    parent, told = os.getppid(), sys.excepthook
+
+    def tell(*error: Any) -> None:
+        time.sleep(0.2)  # its connections are closed before it is gone
+        if os.getppid() == parent:
+            told(*error)
+
+    sys.excepthook = tell
 
 
 def _attempt(work: Callable[[], Any]) -> Any:

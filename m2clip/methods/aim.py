@@ -11,27 +11,34 @@ from torch import Tensor, nn
 
 from m2clip.adapters import AIMAdapters
 from m2clip.adapters.unimodal import DROPS
-from m2clip.aim_tower import PLACE, AIMVisionTower
 from m2clip.errors import InputError
-from m2clip.text import PromptTokenizer
-from m2clip.towers import layer_range
-
-from .unimodal import UnimodalModel, check_shares
+from m2clip.methods.base import placed
+from m2clip.methods.unimodal import UnimodalModel, check_shares
+from m2clip.towers.aim import PLACE, AIMVisionTower
+from m2clip.towers.block import layer_range
+from m2clip.towers.prompts import PromptTokenizer
+from m2clip.towers.sources import open_vision
 
 
 @dataclass
 class AIMOptions:
     """Everything that distinguishes one AIM from another; defaults follow the paper, presets the authors' code.
 
-    Adapters: width, None for a quarter of the token width; layers "all", "none" or a 1-based range such as "7-12";
-    num_t_adapters 1, or 2 with one in front of the attention over frames as well; joint_scale s; temporal_embedding:
-    whether there is one.
-    Training: drop_path, the last block's probability of leaving out its temporal and its joint branch, which grows
-    from 0 in the first block in equal steps; drop_path_per "clip", or "token" as the authors' code does it (see
-    :class:`m2clip.adapters.unimodal.StochasticDepth`); train_ln_post: the classifier reads tokens through a trained
-    copy of ln_post, as in the authors' code, instead of the frozen one; dropout in front of the classifier;
-    label_smoothing of its loss.
-    prompt: the template of the class texts, which only ``similarity`` reads.
+    Attributes:
+        width: bottleneck width; None for a quarter of the token width.
+        layers: "all", "none" or a 1-based range such as "7-12".
+        num_t_adapters: 1, or 2 with one in front of the attention over frames as well.
+        joint_scale: s.
+        temporal_embedding: whether there is one.
+        drop_path: the last block's probability of leaving out its temporal and its joint branch, which grows from 0 in
+            the first block in equal steps.
+        drop_path_per: "clip", or "token" as the authors' code does it (see
+            :class:`m2clip.adapters.unimodal.StochasticDepth`).
+        train_ln_post: whether the classifier reads tokens through a trained copy of ln_post, as in the authors' code,
+            instead of the frozen one. Towers without a norm behind their pooling have none to train.
+        dropout: in front of the classifier.
+        label_smoothing: of the classifier's loss.
+        prompt: template of the class texts, which only ``similarity`` reads.
     """
 
     width: int | None = None
@@ -86,16 +93,18 @@ class AIM(UnimodalModel):
         tokenizer: PromptTokenizer | None = None,
     ) -> None:
         super().__init__(clip, class_names, num_frames, options, tokenizer, head_std=0.01)
-        adapters = _adapters(clip.visual, options)
-        self.visual = AIMVisionTower(clip.visual, adapters, num_frames if options.temporal_embedding else None)
-        self.ln_post: nn.Module | None = None
-        if options.train_ln_post:  # a copy, because training must not change the CLIP it is built on
-            self.ln_post = copy.deepcopy(self.visual.ln_post).float().requires_grad_(True)
+        adapters = _adapters(clip, options)
+        self.visual = AIMVisionTower(clip, adapters, num_frames if options.temporal_embedding else None)
+        self.ln_post: Any = None  # a layer norm, or None
+        own = self.visual.stem.ln_post
+        if options.train_ln_post and any(True for _ in own.parameters()):
+            # A copy, because training must not change the CLIP it is built on.
+            self.ln_post = copy.deepcopy(own).float().train().requires_grad_(True)
 
-    def class_feature(self, class_tokens: Tensor) -> Tensor:
+    def class_feature(self, pooled: Tensor) -> Tensor:
         if self.ln_post is None:
-            return self.visual.ln_post(class_tokens).mean(dim=1)
-        return self.ln_post(class_tokens.float()).mean(dim=1)
+            return self.visual.norm(pooled).mean(dim=1)
+        return self.ln_post(pooled.to(next(self.ln_post.parameters()).dtype)).mean(dim=1)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups of the authors' recipe: all decays, biases too, except ln_post."""
@@ -110,18 +119,18 @@ class AIM(UnimodalModel):
         ]
 
 
-def _adapters(visual: Any, options: AIMOptions) -> dict[int, dict[str, nn.Module]]:
-    dim, blocks = visual.conv1.out_channels, len(visual.transformer.resblocks)
-    return {
-        i: {
-            PLACE: AIMAdapters(
-                dim,
-                options.width or max(dim // 4, 1),
-                num_t_adapters=options.num_t_adapters,
-                joint_scale=options.joint_scale,
-                drop_path=options.drop_path * i / max(blocks - 1, 1),
-                per=options.drop_path_per,
-            )
-        }
-        for i in layer_range(options.layers, blocks)
-    }
+def _adapters(clip: Any, options: AIMOptions) -> dict[int, dict[str, nn.Module]]:
+    vision = open_vision(clip)
+    dim, blocks = vision.stem.width, len(vision.blocks)
+
+    def adapter(block: int) -> AIMAdapters:
+        return AIMAdapters(
+            dim,
+            options.width or max(dim // 4, 1),
+            num_t_adapters=options.num_t_adapters,
+            joint_scale=options.joint_scale,
+            drop_path=options.drop_path * block / max(blocks - 1, 1),
+            per=options.drop_path_per,
+        )
+
+    return placed(layer_range(options.layers, blocks), (PLACE,), adapter)

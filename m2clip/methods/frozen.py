@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from m2clip.errors import InputError
-from m2clip.losses import Losses
-from m2clip.text import PromptTokenizer
-from m2clip.towers import TextTower, VisionTower
-
-from .base import VideoModel
+from m2clip.methods.base import VideoModel
+from m2clip.methods.results import LabelSet
+from m2clip.towers.precision import at_least_fp32
+from m2clip.towers.prompts import PromptTokenizer
+from m2clip.towers.text import TextTower
+from m2clip.towers.vision import VisionTower
 
 
 @dataclass
 class FrozenOptions:
-    """prompt: template of the class texts, "{}" standing for the class name."""
+    """Options of frozen CLIP.
+
+    Attributes:
+        prompt: template of the class texts, "{}" standing for the class name.
+    """
 
     prompt: str = "a video of {}"
 
@@ -37,22 +41,14 @@ class FrozenCLIP(VideoModel):
         options: FrozenOptions,
         tokenizer: PromptTokenizer | None = None,
     ) -> None:
-        super().__init__(clip, class_names, num_frames, options.prompt, tokenizer)
-        self.config = options
-        self.visual, self.text = VisionTower(clip.visual, {}), TextTower(clip, {})
+        super().__init__(clip, class_names, num_frames, options, tokenizer)
+        self.visual, self.text = VisionTower(clip, {}), TextTower(clip, {})
 
     def encode(self, video: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        frame_features = self.visual.project(self.visual(video)).float()
+        frame_features = at_least_fp32(self.visual.project(self.visual(video)))
         return frame_features, frame_features.mean(dim=1), None
 
-    def loss(
-        self,
-        video: Tensor,
-        labels: Tensor,
-        generator: torch.Generator | None = None,
-        drawn: Sequence[Tensor] | None = None,
-    ) -> Losses:
+    def _loss(
+        self, video: Tensor, labels: Tensor, names: LabelSet, drawn: Sequence[Tensor]
+    ) -> tuple[dict[str, Tensor], Tensor]:
         raise InputError('frozen CLIP (method "clip") has nothing to train; choose another method such as "m2clip"')
-
-    def options(self) -> dict[str, Any]:
-        return asdict(self.config)

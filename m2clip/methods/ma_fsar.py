@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -14,14 +14,16 @@ from m2clip.adapters.ma_fsar import BlockLayout, MultimodalAdapters
 from m2clip.data.episodes import EpisodeShape
 from m2clip.errors import InputError
 from m2clip.kernels import cosine_cross_entropy
-from m2clip.losses import Losses
 from m2clip.matching import TRX, bi_mhm, frame_distances, otam
-from m2clip.multimodal_tower import PLACE, MultimodalVisionTower
-from m2clip.prototypes import GUIDANCE, NORMS, PrototypeLayer
-from m2clip.text import PromptTokenizer
-from m2clip.towers import TextTower, layer_range
-
-from .base import VideoModel
+from m2clip.methods.base import VideoModel, placed
+from m2clip.methods.prototypes import GUIDANCE, NORMS, PrototypeLayer
+from m2clip.methods.results import LabelSet
+from m2clip.towers.block import layer_range
+from m2clip.towers.multimodal import PLACE, MultimodalVisionTower
+from m2clip.towers.precision import at_least_fp32
+from m2clip.towers.prompts import PromptTokenizer
+from m2clip.towers.sources import open_vision
+from m2clip.towers.text import TextTower
 
 PARTS = ("multimodal", "temporal", "joint")
 ACTIONCLIP_SHARPNESS = 10.0  # of the soft targets in ActionCLIP's code
@@ -31,23 +33,38 @@ ACTIONCLIP_SHARPNESS = 10.0  # of the soft targets in ActionCLIP's code
 class MAFSAROptions:
     """Everything that distinguishes one MA-FSAR from another; defaults follow the paper's figures.
 
-    The encoder. adapt: whether it is adapted at all; parts: which adaptations a block has (Table 4: "multimodal",
-    "temporal", "joint"); text_tokens: the text token in support videos (Table 5); layers: "all", "none" or a 1-based
-    range of blocks such as "7-12"; ratio: bottleneck width over token width; num_t_adapters: 1, or 2 (AIM's for
-    Something-Something v2); temporal_skip, temporal_residual, write_back: see
-    :class:`m2clip.adapters.ma_fsar.BlockLayout`; text_fc: "per_block" or "shared"; normalize_text: give Text FC and
-    prototypes unit text features; joint_scale: s; temporal_embedding: AIM's, of (T, D) numbers.
-    The prototypes. prototype: "tpcm", the alternatives of Table 6, "multimodal" and "unimodal", or "none" for frame
-    features as they are; tpcm_norm, tpcm_residual, tpcm_heads, attention_dropout, ffn_dropout: see
-    :class:`m2clip.prototypes.PrototypeLayer`; merge: shots of a class become one by the mean of their "features", in
-    front of the prototypes, or of their "distances".
-    The matching. metric: "otam", "bi_mhm" or "trx" (Table 7); smoothing: OTAM's lambda, 0 for the hard
-    minimum.
-    Loss and prediction. alpha: weight of what compares with text, 0 to 1; tau: temperature of the cosines, None for
-    CLIP's own; learn_tau: train its inverse; kl: text losses with "one_hot" targets, or those of "actionclip"'s code,
-    which are soft and whose divergence is summed over the videos and divided by the classes; text_classes: the classes
-    these losses tell apart, those of the "episode" or "all".
-    prompt: the template of class texts.
+    Attributes:
+        adapt: whether the encoder is adapted at all.
+        parts: which adaptations a block has (Table 4): "multimodal", "temporal", "joint".
+        text_tokens: whether support videos have a text token (Table 5).
+        layers: "all", "none" or a 1-based range of blocks such as "7-12".
+        ratio: bottleneck width over token width.
+        num_t_adapters: 1, or 2 (AIM's for Something-Something v2).
+        temporal_skip: see :class:`m2clip.adapters.ma_fsar.BlockLayout`.
+        temporal_residual: see there.
+        write_back: see there.
+        text_fc: "per_block" or "shared".
+        normalize_text: whether Text FC and prototypes are given unit text features.
+        joint_scale: s.
+        temporal_embedding: whether there is AIM's, of (T, D) numbers.
+        prototype: "tpcm", the alternatives of Table 6, "multimodal" and "unimodal", or "none" for frame features as
+            they are.
+        tpcm_norm: see :class:`m2clip.methods.prototypes.PrototypeLayer`.
+        tpcm_residual: see there.
+        tpcm_heads: see there.
+        attention_dropout: see there.
+        ffn_dropout: see there.
+        merge: shots of a class become one by the mean of their "features", in front of the prototypes, or of their
+            "distances".
+        metric: "otam", "bi_mhm" or "trx" (Table 7).
+        smoothing: OTAM's lambda, 0 for the hard minimum.
+        alpha: weight of what compares with text, 0 to 1.
+        tau: temperature of the cosines, None for CLIP's own.
+        learn_tau: whether its inverse is trained.
+        kl: text losses with "one_hot" targets, or those of "actionclip"'s code, which are soft and whose divergence is
+            summed over the videos and divided by the classes.
+        text_classes: the classes that these losses tell apart: those of the "episode" or "all".
+        prompt: template of the class texts.
     """
 
     adapt: bool = True
@@ -99,6 +116,8 @@ class MAFSAROptions:
             raise InputError(f"alpha must lie between 0 and 1, not {self.alpha}")
         if self.smoothing < 0 or self.ratio <= 0 or (self.tau is not None and self.tau <= 0):
             raise InputError("ratio and tau must be above 0, smoothing at least 0")
+        if self.tpcm_heads < 1:
+            raise InputError(f"tpcm_heads must be at least 1, not {self.tpcm_heads}")
         if not (0 <= self.attention_dropout < 1 and 0 <= self.ffn_dropout < 1):
             raise InputError("attention_dropout and ffn_dropout must be at least 0 and below 1")
 
@@ -115,8 +134,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 class EpisodeScores(NamedTuple):
     """What a model says of the Q queries of E episodes, each (E, Q, way).
 
-    probabilities: of the classes of the episode. distances: of query and prototypes. text_logits: scaled cosines with
-    the class texts.
+    Attributes:
+        probabilities: of the classes of the episode.
+        distances: of query and prototypes.
+        text_logits: scaled cosines with the class texts.
     """
 
     probabilities: Tensor
@@ -127,7 +148,8 @@ class EpisodeScores(NamedTuple):
 class MAFSAR(VideoModel):
     """MA-FSAR. See :class:`MAFSAROptions` and, for shapes of single videos, :class:`VideoModel`.
 
-    episode: how many videos a training batch has of what; its layout is that of :mod:`m2clip.data.episodes`.
+    Attributes:
+        episode: how many videos a training batch has of what; its layout is that of :mod:`m2clip.data.episodes`.
 
     Source: MA-FSAR (arXiv 2308.01532; Pattern Recognition 2025), called MA-CLIP in its first version.
     """
@@ -144,13 +166,12 @@ class MAFSAR(VideoModel):
         options: MAFSAROptions,
         tokenizer: PromptTokenizer | None = None,
     ) -> None:
-        super().__init__(clip, class_names, num_frames, options.prompt, tokenizer)
-        self.config = options
+        super().__init__(clip, class_names, num_frames, options, tokenizer)
         self.episode = EpisodeShape(way=5, shots=1, queries=5)
         embedding = num_frames if options.adapt and options.temporal_embedding else None
-        self.visual = MultimodalVisionTower(clip.visual, _adapters(clip, options), embedding)
+        self.visual = MultimodalVisionTower(clip, _adapters(clip, options), embedding)
         self.text = TextTower(clip, {})
-        dim = clip.visual.proj.shape[1]
+        dim = self.visual.stem.feature_width
         try:
             self.prototype = None if options.prototype == "none" else _prototype_layer(dim, options)
             self.trx = TRX(dim, num_frames) if options.metric == "trx" else None
@@ -158,7 +179,7 @@ class MAFSAR(VideoModel):
             raise InputError(f"the options of ma_fsar do not fit: {error}") from None
         inverse_tau = None if options.tau is None else torch.tensor(1 / options.tau)
         if options.learn_tau:
-            start = clip.logit_scale.detach().float().exp() if inverse_tau is None else inverse_tau
+            start = self.cosine_scale.detach().clone() if inverse_tau is None else inverse_tau
             self.inverse_tau = nn.Parameter(start)
         else:
             self.register_buffer("inverse_tau", inverse_tau, persistent=False)
@@ -176,18 +197,20 @@ class MAFSAR(VideoModel):
     def encode_support(self, video: Tensor, labels: Tensor) -> Tensor:
         """Frame features (M, T, D_vl) of support videos (M, T, 3, H, W), each read with the text of its class.
 
-        labels: (M,) int64, indices into the current class names.
+        Args:
+            video: (M, T, 3, H, W).
+            labels: (M,) int64, indices into the current class names.
         """
         return self._frame_features(self._checked(video), self.text_features()[labels])
 
     def _frame_features(self, video: Tensor, text: Tensor | None) -> Tensor:
         """(V, T, D_vl), with the text features (S, D_vl) of the classes of the first S videos."""
         text = None if text is None else self._guide(text)
-        return self.visual.project(self.visual(video, text)).float()
+        return at_least_fp32(self.visual.project(self.visual(video, text)))
 
     def _guide(self, text: Tensor) -> Tensor:
         """Text features as Text FC and prototypes read them."""
-        return F.normalize(text.float(), dim=-1) if self.config.normalize_text else text.float()
+        return F.normalize(at_least_fp32(text), dim=-1) if self.config.normalize_text else at_least_fp32(text)
 
     # ---- episodes ----
 
@@ -239,40 +262,31 @@ class MAFSAR(VideoModel):
 
     def similarity(self, video_features: Tensor, text_features: Tensor) -> Tensor:
         """(..., Q, C) cosines of video features (..., Q, D_vl) and text features (..., C, D_vl), over tau."""
-        v, w = (F.normalize(features.float(), dim=-1) for features in (video_features, text_features))
+        v, w = (F.normalize(at_least_fp32(features), dim=-1) for features in (video_features, text_features))
         return self._text_scale() * v @ w.transpose(-2, -1)
 
     def _text_scale(self) -> Tensor:
         """1 / tau, 0-d."""
-        return self.logit_scale.float().exp() if self.inverse_tau is None else self.inverse_tau
+        return self.cosine_scale if self.inverse_tau is None else self.inverse_tau
 
     # ---- training ----
 
-    def loss(
-        self,
-        video: Tensor,
-        labels: Tensor,
-        generator: torch.Generator | None = None,
-        drawn: Sequence[Tensor] | None = None,
-    ) -> Losses:
+    def _loss(
+        self, video: Tensor, labels: Tensor, names: LabelSet, drawn: Sequence[Tensor]
+    ) -> tuple[dict[str, Tensor], Tensor]:
         """Loss of one episode: ``alpha * (L_S2T + L_Q2T) / 2 + (1 - alpha) * L_Q2S``.
 
-        Args:
-            video: (videos, T, 3, H, W), support first, as `episode` and :mod:`m2clip.data.episodes` lay it out.
-            labels: (videos,) int64, indices into the current class names.
-
-        Raises:
-            ValueError: another number of videos than an episode has.
-            InputError: options that leave nothing to train.
+        The videos are those of an episode, support first, as `episode` and :mod:`m2clip.data.episodes` lay them out;
+        another number is a ValueError. Labels are indices into the current class names.
         """
         shape = self.episode
         if len(video) != shape.videos:
             raise ValueError(f"an episode has {shape.videos} videos ({shape}), got {len(video)}")
         if not any(parameter.requires_grad for parameter in self.parameters()):
             raise InputError('these options leave nothing to train: set adapt to true or prototype to "tpcm"')
-        class_texts = self.text_features()
+        class_texts = self.text_features(names)
         classes, of_support = labels[: shape.support : shape.shots], labels[: shape.support]
-        frames = self._frame_features(self._checked(video), class_texts[of_support])
+        frames = self._frame_features(video, class_texts[of_support])
         support, query = frames[: shape.support], frames[shape.support :]
 
         places = torch.arange(shape.way, device=labels.device)
@@ -289,11 +303,18 @@ class MAFSAR(VideoModel):
         }
         alpha = self.config.alpha
         total = alpha * (parts["s2t"] + parts["q2t"]) / 2 + (1 - alpha) * parts["q2s"]
-        return Losses(total, {name: part.detach() for name, part in parts.items()})
+        return parts, total
+
+    @property
+    def loss_kernels(self) -> tuple[str, ...]:
+        return ("cosine_cross_entropy",) if self.config.kl == "one_hot" else ()
+
+    def _loss_labels(self) -> LabelSet:
+        return self._labels  # episodes are of whatever classes there are now
 
     def _text_loss(self, frames: Tensor, texts: Tensor, targets: Tensor) -> Tensor:
         """KL(y || p) of videos (B, T, D_vl) over class texts (C, D_vl); with one-hot y it is the cross-entropy."""
-        features, texts = frames.mean(dim=1), texts.float()
+        features, texts = frames.mean(dim=1), at_least_fp32(texts)
         if self.config.kl == "one_hot":
             return cosine_cross_entropy(features, texts, targets, self._text_scale())
         classes = torch.arange(len(texts), device=targets.device)
@@ -301,19 +322,19 @@ class MAFSAR(VideoModel):
         predicted = self.similarity(features, texts).log_softmax(dim=-1)
         return F.kl_div(predicted, soft, reduction="sum") / len(texts)
 
-    def options(self) -> dict[str, Any]:
-        return asdict(self.config)
-
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """One group: everything learns at one rate and decays, biases too, as in CLIP-FSAR's code."""
-        params = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        return [{"name": "main", "params": params, "lr_scale": 1.0, "weight_decay": True}]
+        return self.one_group()  # as in CLIP-FSAR's code
 
 
 def _adapters(clip: Any, options: MAFSAROptions) -> dict[int, dict[str, nn.Module]]:
     if not options.adapt or not options.parts:
         return {}
-    dim = clip.visual.conv1.out_channels
+    stem, blocks = open_vision(clip)
+    if "temporal" in options.parts and stem.num_prefix_tokens == 0:
+        raise InputError(
+            'ma_fsar\'s part "temporal" compares the class tokens of frames, which this vision tower has not: set '
+            'parts to "multimodal" and "joint"'
+        )
     layout = BlockLayout(
         **{part: part in options.parts for part in PARTS},
         text=options.text_tokens,
@@ -325,14 +346,15 @@ def _adapters(clip: Any, options: MAFSAROptions) -> dict[int, dict[str, nn.Modul
     )
 
     def text_fc() -> nn.Linear:
-        return nn.Linear(clip.visual.proj.shape[1], dim)
+        return nn.Linear(stem.feature_width, stem.width)
 
     shared = text_fc() if options.text_fc == "shared" else None
-    width = max(1, round(dim * options.ratio))
-    return {
-        index: {PLACE: MultimodalAdapters(dim, width, layout, shared or text_fc())}
-        for index in layer_range(options.layers, len(clip.visual.transformer.resblocks))
-    }
+    width = max(1, round(stem.width * options.ratio))
+    return placed(
+        layer_range(options.layers, len(blocks)),
+        (PLACE,),
+        lambda block: MultimodalAdapters(stem.width, width, layout, shared or text_fc()),
+    )
 
 
 def _prototype_layer(dim: int, options: MAFSAROptions) -> PrototypeLayer:

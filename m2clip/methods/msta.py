@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,15 +11,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m2clip.adapters import MSTAAdapter
-from m2clip.descriptions import load_descriptions
 from m2clip.errors import InputError
-from m2clip.joint_tower import JointVisionTower, is_joint
 from m2clip.kernels import cosine_cross_entropy
-from m2clip.losses import Losses
-from m2clip.text import PromptTokenizer
-from m2clip.towers import TextTower, VisionTower, layer_range
-
-from .base import VideoModel
+from m2clip.methods.base import VideoModel
+from m2clip.methods.descriptions import load_descriptions
+from m2clip.methods.results import LabelSet
+from m2clip.towers.block import layer_range
+from m2clip.towers.joint import JointVisionTower, is_joint
+from m2clip.towers.precision import at_least_fp32
+from m2clip.towers.prompts import PromptTokenizer
+from m2clip.towers.sources import open_text, open_vision
+from m2clip.towers.text import TextTower
+from m2clip.towers.vision import VisionTower
 
 TOWERS = ("visual", "text")
 _SENTENCES_AT_ONCE = 256
@@ -29,13 +32,20 @@ _SENTENCES_AT_ONCE = 256
 class MSTAOptions:
     """Everything that distinguishes one MSTA from another; defaults follow the paper.
 
-    width: bottleneck width d; layers "all", "none" or a 1-based range of the vision tower's blocks such as "8-12", the
-    text tower's counted from its end like them; scale: lambda; temporal_up "grouped" or "dw_after_up", the two readings
-    of the temporal up-projection; adapter_prenorm "ln_1" or "none"; rescale_adapter_grad; towers, which have adapters;
-    share, whether the two adapters of a depth share their middle projection.
-    alpha: weight of the consistency loss; descriptions: two files, of spatial and of temporal sentences, or names of
-    bundled ones; they are needed to train with alpha above 0, not to use a trained model.
-    prompt: the template of class texts.
+    Attributes:
+        width: bottleneck width d.
+        layers: "all", "none" or a 1-based range of the vision tower's blocks such as "8-12"; the text tower's are
+            counted from its end like them.
+        scale: lambda, by which an adapter's output is multiplied.
+        temporal_up: "grouped" or "dw_after_up", the two readings of the temporal up-projection.
+        adapter_prenorm: "ln_1" or "none".
+        rescale_adapter_grad: whether the adapters' gradients are divided by scale.
+        towers: which have adapters: "visual", "text".
+        share: whether the two adapters of a depth share their middle projection.
+        alpha: weight of the consistency loss.
+        descriptions: two files, of spatial and of temporal sentences, or names of bundled ones; they are needed to
+            train with alpha above 0, not to use a trained model.
+        prompt: template of the class texts.
     """
 
     width: int = 256
@@ -93,40 +103,32 @@ class MSTA(VideoModel):
         options: MSTAOptions,
         tokenizer: PromptTokenizer | None = None,
     ) -> None:
-        super().__init__(clip, class_names, num_frames, options.prompt, tokenizer)
-        self.config = options
+        super().__init__(clip, class_names, num_frames, options, tokenizer)
         visual, text = _adapters(clip, options)
         tower = JointVisionTower if is_joint(clip) else VisionTower
-        self.visual, self.text = tower(clip.visual, visual), TextTower(clip, text)
+        self.visual, self.text = tower(clip, visual), TextTower(clip, text)
         self._described: Tensor | None = None
 
+    @property
+    def loss_kernels(self) -> tuple[str, ...]:
+        return ("cosine_cross_entropy",)
+
     def encode(self, video: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        frame_features = self.visual.project(self.visual(video)).float()
+        frame_features = at_least_fp32(self.visual.project(self.visual(video)))
         return frame_features, frame_features.mean(dim=1), None
 
-    def loss(
-        self,
-        video: Tensor,
-        labels: Tensor,
-        generator: torch.Generator | None = None,
-        drawn: Sequence[Tensor] | None = None,
-    ) -> Losses:
-        """Cross-entropy over the class texts, and alpha times the consistency of these texts with descriptions.
-
-        Raises:
-            InputError: if the class names were exchanged; if alpha asks for descriptions and none were given.
-        """
-        if not self.knows_labels:
-            raise InputError("the class names were exchanged; training needs those the model was built with")
-        video_features = self.encode(self._checked(video))[1]
-        text_features = self.text_features().float()
-        scale = self.logit_scale.float().exp()
-        parts = {"ce": cosine_cross_entropy(video_features, text_features, labels, scale)}
+    def _loss(
+        self, video: Tensor, labels: Tensor, names: LabelSet, drawn: Sequence[Tensor]
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Cross-entropy over the class texts, and alpha times the consistency of these texts with descriptions."""
+        video_features = self.encode(video)[1]
+        text_features = at_least_fp32(self.text_features(names))
+        parts = {"ce": cosine_cross_entropy(video_features, text_features, labels, self.cosine_scale)}
         total = parts["ce"]
         if self.config.alpha > 0:
             parts["cc"] = consistency_loss(text_features, self.described_features())
             total = total + self.config.alpha * parts["cc"]
-        return Losses(total, {name: part.detach() for name, part in parts.items()})
+        return parts, total
 
     def described_features(self) -> Tensor:
         """(2, C, D_vl): mean unit features of each class's spatial and temporal sentences, by the frozen text tower.
@@ -134,15 +136,14 @@ class MSTA(VideoModel):
         Raises:
             InputError: no descriptions, or files that do not describe all classes.
         """
-        weight = self.text.ln_final.weight
         found = self._described
-        if found is None or found.device != weight.device:
+        if found is None or found.device != self.text.stem.device:
             if self.config.descriptions is None:
                 raise InputError(
                     "MSTA's consistency loss needs descriptions of the classes: set the option descriptions "
                     "(m2clip describe writes files to fill in), or alpha to 0"
                 )
-            kinds = [load_descriptions(source, self.class_names) for source in self.config.descriptions]
+            kinds = [load_descriptions(source, self.trained_class_names) for source in self.config.descriptions]
             found = self._described = torch.stack([self._mean_features(sentences) for sentences in kinds])
         return found
 
@@ -150,11 +151,11 @@ class MSTA(VideoModel):
     def _mean_features(self, described: Sequence[Sequence[str]]) -> Tensor:
         """(C, D_vl) of each class's sentences."""
         prompts = self.tokenizer.batch([sentence.split() for sentences in described for sentence in sentences])
-        prompts = prompts.to(self.text.ln_final.weight.device)
+        prompts = prompts.to(self.text.stem.device)
         with self.adapters_disabled("text"):
             features = torch.cat(
                 [
-                    self.text.project(self.text(tokens, positions)[:, 0]).float()
+                    at_least_fp32(self.text.project(self.text(tokens, positions)[:, 0]))
                     for tokens, positions in zip(
                         prompts.tokens.split(_SENTENCES_AT_ONCE),
                         prompts.positions.split(_SENTENCES_AT_ONCE),
@@ -170,13 +171,8 @@ class MSTA(VideoModel):
         if self.config.alpha > 0 and self.knows_labels and self.config.descriptions is not None:
             self.described_features()
 
-    def options(self) -> dict[str, Any]:
-        return asdict(self.config)
-
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """One group: everything learns at one rate and decays, biases too."""
-        params = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        return [{"name": "main", "params": params, "lr_scale": 1.0, "weight_decay": True}]
+        return self.one_group()
 
 
 def consistency_loss(text_features: Tensor, described: Tensor) -> Tensor:
@@ -192,8 +188,11 @@ def _adapters(
     clip: Any, options: MSTAOptions
 ) -> tuple[dict[int, dict[str, nn.Module]], dict[int, dict[str, nn.Module]]]:
     """Adapters of both towers by block; blocks at the same distance from the end share their middle projection."""
-    dims = {"visual": clip.visual.conv1.out_channels, "text": clip.token_embedding.embedding_dim}
-    depths = {"visual": len(clip.visual.transformer.resblocks), "text": len(clip.transformer.resblocks)}
+    sides: dict[str, Any] = {"visual": open_vision(clip), "text": open_text(clip)}
+    dims = {name: side.stem.width for name, side in sides.items()}
+    depths = {name: len(side.blocks) for name, side in sides.items()}
+    if "text" in options.towers and depths["text"] == 0:
+        raise InputError("this CLIP's text model is one whole without places for adapters: set towers to visual")
     wanted = {depths["visual"] - i for i in layer_range(options.layers, depths["visual"])}
     if options.layers == "all":
         wanted |= set(range(1, depths["text"] + 1))

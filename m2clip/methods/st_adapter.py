@@ -10,21 +10,25 @@ from torch import Tensor, nn
 
 from m2clip.adapters import STAdapter
 from m2clip.errors import InputError
-from m2clip.text import PromptTokenizer
-from m2clip.towers import VisionTower, layer_range
-
-from .unimodal import UnimodalModel, check_shares
-
-PLACEMENTS = {"pre_attn": ("pre_attn",), "pre_mlp": ("pre_mlp",), "both": ("pre_attn", "pre_mlp")}
+from m2clip.methods.base import PLACEMENTS, layout_of, placed
+from m2clip.methods.unimodal import UnimodalModel, check_shares
+from m2clip.towers.block import layer_range
+from m2clip.towers.prompts import PromptTokenizer
+from m2clip.towers.sources import open_vision
+from m2clip.towers.vision import VisionTower
 
 
 @dataclass
 class STAdapterOptions:
     """Everything that distinguishes one ST-Adapter from another; defaults are its published model for Kinetics.
 
-    width R of the adapters; placement "pre_attn", "pre_mlp" or "both" (before MHSA, before the FFN); layers "all",
-    "none" or a 1-based range such as "7-12"; dropout in front of the classifier; label_smoothing of its loss;
-    prompt: the template of the class texts, which only ``similarity`` reads.
+    Attributes:
+        width: bottleneck width R.
+        placement: "pre_attn", "pre_mlp" or "both" (before MHSA, before the FFN).
+        layers: "all", "none" or a 1-based range such as "7-12".
+        dropout: in front of the classifier.
+        label_smoothing: of the classifier's loss.
+        prompt: template of the class texts, which only ``similarity`` reads.
     """
 
     width: int = 384
@@ -52,7 +56,7 @@ class STAdapterModel(UnimodalModel):
     """ST-Adapter. See :class:`STAdapterOptions` for the options and :class:`VideoModel` for shapes.
 
     Trained are the adapters and the classifier; the tower is frozen, ln_post with it. The adapter in front of the last
-    FFN is there as in the published models, though nothing reads patch tokens behind it.
+    FFN is there as in the published models, though behind it nothing reads patch tokens of a tower with a class token.
 
     Source: ST-Adapter (NeurIPS 2022) and its code; presets are named as there, adapters x width.
     """
@@ -68,19 +72,17 @@ class STAdapterModel(UnimodalModel):
         tokenizer: PromptTokenizer | None = None,
     ) -> None:
         super().__init__(clip, class_names, num_frames, options, tokenizer, head_std=0.02)
-        dim, blocks = clip.visual.conv1.out_channels, len(clip.visual.transformer.resblocks)
-        adapters: dict[int, dict[str, nn.Module]] = {
-            i: {
-                place: STAdapter(dim, options.width, num_frames, grid=tuple(clip.visual.grid_size))
-                for place in PLACEMENTS[options.placement]
-            }
-            for i in layer_range(options.layers, blocks)
-        }
-        self.visual = VisionTower(clip.visual, adapters)
+        stem, blocks = open_vision(clip)
+        adapters = placed(
+            layer_range(options.layers, len(blocks)),
+            PLACEMENTS[options.placement],
+            lambda block: STAdapter(stem.width, options.width, num_frames, **layout_of(stem)),
+        )
+        self.visual = VisionTower(clip, adapters)
 
-    def class_feature(self, class_tokens: Tensor) -> Tensor:
-        return self.visual.ln_post(class_tokens.mean(dim=1))
+    def class_feature(self, pooled: Tensor) -> Tensor:
+        return self.visual.norm(pooled.mean(dim=1))
 
     def without_gradient(self) -> list[nn.Parameter]:
         last = self.visual.blocks[-1].pre_mlp
-        return [] if last is None else list(last.parameters())
+        return list(last.parameters()) if last is not None and self.visual.stem.reads_class_token else []

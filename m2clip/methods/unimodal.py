@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m2clip.errors import InputError
-from m2clip.heads import ClassificationHead
-from m2clip.losses import Losses
-from m2clip.text import PromptTokenizer
-from m2clip.towers import TextTower
-
-from .base import VideoModel
+from m2clip.methods.base import VideoModel
+from m2clip.methods.heads import ClassificationHead
+from m2clip.methods.results import LabelSet
+from m2clip.towers.precision import at_least_fp32
+from m2clip.towers.prompts import PromptTokenizer
+from m2clip.towers.sources import open_vision
+from m2clip.towers.text import TextTower
 
 
 class UnimodalModel(VideoModel):
@@ -27,7 +26,6 @@ class UnimodalModel(VideoModel):
     start it is frozen CLIP's, and nothing trains it to stay meaningful, because no loss looks at texts.
     """
 
-    config: Any  # the method's options
     vc: ClassificationHead
 
     def __init__(
@@ -39,54 +37,47 @@ class UnimodalModel(VideoModel):
         tokenizer: PromptTokenizer | None,
         head_std: float,
     ) -> None:
-        """head_std: deviation of the classifier's weights at the start."""
-        super().__init__(clip, class_names, num_frames, options.prompt, tokenizer)
-        self.config = options
+        """As :class:`VideoModel`.
+
+        Args:
+            clip: see there.
+            class_names: see there.
+            num_frames: see there.
+            options: see there, and dropout and label_smoothing of the classifier.
+            tokenizer: see there.
+            head_std: deviation of the classifier's weights at the start.
+        """
+        super().__init__(clip, class_names, num_frames, options, tokenizer)
         self.text = TextTower(clip, {})
-        self.vc = ClassificationHead(clip.visual.conv1.out_channels, len(self.class_names), options.dropout)
+        self.vc = ClassificationHead(open_vision(clip).stem.pooled_width, len(self.class_names), options.dropout)
         nn.init.normal_(self.vc.fc.weight, std=head_std)
         nn.init.zeros_(self.vc.fc.bias)
 
     def encode(self, video: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        class_tokens = self.visual(video)
-        frame_features = self.visual.project(class_tokens).float()
-        logits = self.classify(class_tokens) if self.knows_labels else None
-        return frame_features, frame_features.mean(dim=1), logits
+        pooled = self.visual(video)
+        frame_features = at_least_fp32(self.visual.project(pooled))
+        return frame_features, frame_features.mean(dim=1), self.classify(pooled)
 
-    def classify(self, class_tokens: Tensor) -> Tensor:
-        """Logits (B, C), of class tokens (B, T, D)."""
-        return self.vc(self.class_feature(class_tokens).float())
+    def classify(self, pooled: Tensor) -> Tensor:
+        """Logits (B, C), of pooled tokens (B, T, D_p)."""
+        return self.vc(self.class_feature(pooled))
 
-    def class_feature(self, class_tokens: Tensor) -> Tensor:
-        """What the classifier reads (B, D), of class tokens (B, T, D)."""
+    def class_feature(self, pooled: Tensor) -> Tensor:
+        """What the classifier reads (B, D_p), of pooled tokens (B, T, D_p)."""
         raise NotImplementedError
 
-    def loss(
-        self,
-        video: Tensor,
-        labels: Tensor,
-        generator: torch.Generator | None = None,
-        drawn: Sequence[Tensor] | None = None,
-    ) -> Losses:
-        """Cross-entropy of the classifier.
-
-        Raises:
-            InputError: if the class names were exchanged, because classifier and labels would no longer agree.
-        """
-        if not self.knows_labels:
-            raise InputError("the class names were exchanged; training needs those the model was built with")
-        logits = self.classify(self.visual(self._checked(video)))
+    def _loss(
+        self, video: Tensor, labels: Tensor, names: LabelSet, drawn: Sequence[Tensor]
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Cross-entropy of the classifier."""
+        logits = self.classify(self.visual(video))
         part = F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
-        # What no loss reaches takes part with weight 0, so that DistributedDataParallel waits for none in vain.
-        total = sum((parameter.flatten()[0] * 0 for parameter in self.without_gradient()), start=part)
-        return Losses(total, {"vc": part.detach()})
+        # What no loss reaches takes part with weight 0, so that DistributedDataParallel does not wait for it.
+        return {"vc": part}, sum((parameter.flatten()[0] * 0 for parameter in self.without_gradient()), start=part)
 
     def without_gradient(self) -> list[nn.Parameter]:
         """Trained parameters that the loss does not reach."""
         return []
-
-    def options(self) -> dict[str, Any]:
-        return asdict(self.config)
 
 
 def check_shares(options: Any, *names: str) -> None:

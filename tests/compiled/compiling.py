@@ -20,20 +20,43 @@ TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 def compiled(
     kernel: Any,
     architecture: int,
-    types: dict[str, str],
+    types: dict[str, Any],
     constants: dict[str, Any],
     aligned: Collection[str] = (),
-    **options: int,
+    **options: Any,
 ) -> Any:
     """The kernel for an architecture; types are those of its arguments that are no constants, integers by default.
 
-    aligned: arguments that are multiples of 16, addresses or numbers; a launch finds out by itself.
+    An argument that is a tuple has a tuple of types, in which None is a tensor that is left out.
+    aligned: arguments that are multiples of 16, addresses or numbers; a launch finds out by itself. In a tuple such a
+        type ends with ":16".
+    options: more constants, and the launch's own.
     """
-    names = [name for name in kernel.arg_names if name not in constants]
-    signature = {name: types.get(name, "i32") for name in names} | dict.fromkeys(constants, "constexpr")
-    known = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned if name in names}
-    source = ASTSource(kernel, {name: signature[name] for name in kernel.arg_names}, constexprs=constants, attrs=known)
-    return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+    launch = {name: options.pop(name) for name in ("num_stages", "num_warps", "maxnreg") if name in options}
+    constants = constants | options
+    values: dict[tuple[int, ...], Any] = {}
+    known: dict[tuple[int, ...], list[list[Any]]] = {}
+
+    def visit(kind: Any, *where: int) -> Any:
+        if isinstance(kind, tuple):
+            return tuple(visit(part, *where, i) for i, part in enumerate(kind))
+        if not isinstance(kind, str):
+            values[where] = kind
+            return "constexpr"
+        name, _, multiple = kind.partition(":")
+        if multiple:
+            known[where] = [["tt.divisibility", 16]]
+        return name
+
+    signature = {}
+    for i, name in enumerate(kernel.arg_names):
+        if name in constants:
+            values[i,], signature[name] = constants[name], "constexpr"
+        else:
+            kind = types.get(name, "i32")
+            signature[name] = visit(f"{kind}:16" if name in aligned and isinstance(kind, str) else kind, i)
+    source = ASTSource(kernel, signature, constexprs=values, attrs=known)
+    return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=launch)
 
 
 def fits(found: Any, architecture: int) -> bool:
@@ -42,7 +65,16 @@ def fits(found: Any, architecture: int) -> bool:
 
 def spilled(found: Any, folder: Path) -> int:
     """Bytes of stack a thread uses, which is what does not fit into its registers."""
+    return _used(found, folder, "STACK")
+
+
+def registers(found: Any, folder: Path) -> int:
+    """Registers of a thread."""
+    return _used(found, folder, "REG")
+
+
+def _used(found: Any, folder: Path, what: str) -> int:
     (folder / "kernel.cubin").write_bytes(found.asm["cubin"])
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     report = subprocess.run([tool, "--dump-resource-usage", folder / "kernel.cubin"], capture_output=True, text=True)
-    return int(re.search(r"STACK:(\d+)", report.stdout)[1])
+    return int(re.search(rf"{what}:(\d+)", report.stdout)[1])

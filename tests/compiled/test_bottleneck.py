@@ -13,7 +13,7 @@ from m2clip.kernels.triton.bottleneck import TWO_LAUNCHES, BottleneckConfig, bot
 from tests.compiled.compiling import SHARED_MEMORY, TYPES, compiled, fits, spilled
 
 DIM = 768
-TENSORS = ("p_x", "p_dy", "p_down", "p_down_bias", "p_bias", "p_up", "p_up_bias", "p_h", "p_g", "p_y", "p_dx", "p_dh")
+TENSORS = ("p_x", "p_dy", "p_down", "p_down_bias", "p_bias", "p_up", "p_up_bias", "p_h", "p_g", "p_y", "p_dx")
 # One launch, and two; in 16 bits the widest bottleneck of one launch as well.
 CASES = [(torch.float32, 64), (torch.float32, 384), (torch.bfloat16, 64), (torch.bfloat16, 128), (torch.bfloat16, 384)]
 
@@ -28,7 +28,7 @@ def kernel(
 ) -> Any:
     """The kernel that holds the activation: all of one launch, or the first of two."""
     config = config or bottleneck_config(width, dtype, architecture)
-    constants: dict[str, Any] = {"KIND": activation} | ({"WEIGHTS": True} if backward else {"KEEP": True})
+    constants: dict[str, Any] = {"KIND": activation}
     if config == TWO_LAUNCHES:
         found = bottleneck_kernels.hidden_gradient_kernel if backward else bottleneck_kernels.hidden_kernel
         tiles = projection.projection_config(width, DIM, dtype, architecture)
@@ -37,9 +37,10 @@ def kernel(
         found = bottleneck_kernels.bottleneck_backward_kernel if backward else bottleneck_kernels.bottleneck_kernel
         constants["RESIDUAL"] = True
         options = bottleneck.one_launch_options(width, DIM, dtype, config)
-    launch = {name: options.pop(name) for name in ("num_stages", "num_warps")}
-    types = dict.fromkeys(TENSORS, f"*{TYPES[dtype]}") | {"p_sums": "*fp32", "scale": "fp32"}
-    return compiled(found, architecture, types, constants | options, [*TENSORS, "p_sums", "width", "dim"], **launch)
+    value = f"*{TYPES[dtype]}"
+    types = dict.fromkeys(TENSORS, value) | {"scale": "fp32", "shape": ("i32:16", "i32:16")}
+    types["written"] = (f"{value}:16", f"{value}:16", "*fp32:16")
+    return compiled(found, architecture, types, constants, TENSORS, **options)
 
 
 @pytest.mark.parametrize("backward", [False, True])

@@ -16,10 +16,10 @@ from m2clip.kernels.triton.loss_kernels import cross_entropy_kernel, soft_target
 from tests.compiled.compiling import SHARED_MEMORY, TYPES, compiled, fits, spilled
 
 DIM, FEW, MANY = 512, 400, 400_000
-FEATURES, GRADIENTS = ("p_v", "p_w"), ("p_dv", "p_dw")
+FEATURES = ("p_v", "p_w")
 FLOATS = ("p_scale", "p_loss", "p_dots", "p_state", "p_parts", "p_same", "p_gradient", "p_dscale")
 OTHERS = {"p_targets": "*i64", "p_labels": "*i64", "p_arrived": "*i32", "target_scale": "fp32"}
-ALIGNED = (*FEATURES, *GRADIENTS, "dim")
+ALIGNED = (*FEATURES, "p_dots", "p_state", "p_parts", "p_same", "dim")
 # The compiler leaves a few addresses on the stack where that spares a program registers and so lets more of them run;
 # with the dot products of a tile twice as large it would be hundreds of bytes.
 ADDRESSES = 6 * 8
@@ -35,12 +35,11 @@ def forward(soft: bool, config: losses.LossConfig, architecture: int, dtype: tor
 
 
 def backward(soft: bool, config: losses.GradientConfig, architecture: int, dtype: torch.dtype, kept: bool) -> Any:
-    types = dict.fromkeys((*FEATURES, *GRADIENTS), f"*{TYPES[dtype]}") | dict.fromkeys(FLOATS, "*fp32") | OTHERS
-    blocks = {"BLOCK_M": config.own, "BLOCK_N": config.other, "BLOCK_D": config.width, "BLOCK_K": config.depth}
-    precision = "ieee" if dtype == torch.float32 else "tf32"
-    constants = {"SOFT": soft, "KEPT": kept, "PRECISION": precision} | blocks
-    options = {"num_stages": config.stages, "num_warps": config.warps}
-    return compiled(loss_backward_kernel, architecture, types, constants, ALIGNED, **options)
+    feature = f"*{TYPES[dtype]}:16"
+    types: dict[str, Any] = dict.fromkeys(FLOATS, "*fp32") | OTHERS
+    types |= {"features": (feature, feature), "saved": ("*fp32:16", "*fp32:16"), "written": (feature, feature)}
+    options = losses.gradient_options(soft, kept, dtype, config)
+    return compiled(loss_backward_kernel, architecture, types, {}, ALIGNED, **options)
 
 
 @pytest.mark.parametrize(("architecture", "dtype"), PAIRS, ids=str)
@@ -69,6 +68,17 @@ def test_gradient_candidates(columns, tmp_path: Path) -> None:
     for config in losses.gradient_candidates(DIM, columns, torch.bfloat16)[1:]:
         found = backward(False, config, 90, torch.bfloat16, columns == FEW)
         assert fits(found, 90) and spilled(found, tmp_path) <= ADDRESSES, config
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["classes", "soft targets"])
+def test_matrices_are_loaded_in_wide_pieces(soft) -> None:
+    """Whatever the number of classes is; narrow are the vectors over the other side's features, an instruction each."""
+    config = losses.gradient_config(DIM, FEW, torch.bfloat16)
+    ptx = backward(soft, config, 90, torch.bfloat16, True).asm["ptx"]
+    copies = re.findall(r"cp\.async\.c[ag]\.shared\.global[^;]*?, (0x\w+), ", ptx)
+    vectors = 2 * 5 + 2 if soft else 1 + 4  # two inverses, softmaxes and targets of each side, labels
+    assert len(copies) > config.stages * vectors
+    assert sum(int(size, 16) < 16 for size in copies) <= config.stages * vectors
 
 
 def test_dot_products_of_fp32_features_are_exact_and_added_up_in_fp32() -> None:

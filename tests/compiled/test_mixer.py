@@ -2,66 +2,83 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from m2clip.kernels.triton import mixer_backward_kernels, mixer_kernels
 from m2clip.kernels.triton.mixer import MixerConfig, mixer_candidates, mixer_config
-from m2clip.kernels.triton.mixer_backward_kernels import mixer_backward_kernel
-from m2clip.kernels.triton.mixer_kernels import mixer_forward_kernel
-from tests.compiled.compiling import SHARED_MEMORY, TYPES, compiled, fits, spilled
+from m2clip.kernels.triton.tiles import Layout
+from tests.compiled.compiling import SHARED_MEMORY, TYPES, compiled, fits, registers, spilled
 
-WEIGHTS = ("p_te_taps", "p_te_bias", "p_td_taps", "p_td_bias", "p_down_bias")
-VALUES = ("p_h", "p_u", "p_du", "p_dh", *WEIGHTS)
-ALIGNED = (*VALUES, "p_sums", "width", "columns")
 TARGETS = [*((architecture, torch.bfloat16) for architecture in SHARED_MEMORY), (120, torch.float32)]
-BOTH = {"TEMPORAL": True, "DIFFERENCE": True, "SHARED": False, "CLASS": 1, "PATCHES_ONLY": False}
+BRANCHES = ("temporal", "difference", "shared")
+# Registers of a thread, forwards and backwards. Of the 64 warps of a multiprocessor 24 fit with 80, 20 with 96, 16 with
+# 128, 12 with 168.
+MOST_16 = {"temporal": (80, 80), "difference": (104, 128), "shared": (136, 168)}
+MOST_32 = {"temporal": (80, 80), "difference": (128, 152), "shared": (168, 168)}
 
 
 def kernel(
+    branch: str,
     backward: bool,
     config: MixerConfig,
     architecture: int,
     dtype: torch.dtype,
-    switches: dict[str, Any],
-    aligned: Collection[str] = ALIGNED,
+    width: int = 384,
 ) -> Any:
-    types = dict.fromkeys(VALUES, f"*{TYPES[dtype]}") | {"p_sums": "*fp32"}
-    constants = switches | {"BLOCK_P": config.tokens, "BLOCK_C": config.channels}
-    if backward:
-        constants |= {"WEIGHTS": True, "TILES": config.tiles}
-    function = mixer_backward_kernel if backward else mixer_forward_kernel
-    return compiled(function, architecture, types, constants, aligned, num_warps=config.warps)
+    aligned = "" if width * dtype.itemsize % 16 else ":16"
+    types = dict.fromkeys(("p_h", "p_u", "p_du", "p_dh", "p_down_bias"), f"*{TYPES[dtype]}:16") | {
+        "p_temporal": None if branch == "difference" else "*fp32:16",
+        "p_difference": "*fp32:16",
+        "p_sums": f"*fp32{aligned}",
+    }
+    columns = width if branch == "shared" else 2 * width
+    constants = {"LAYOUT": Layout(width, columns, 1, False), "BLOCK_C": config.channels}
+    module = mixer_backward_kernels if backward else mixer_kernels
+    name = f"{'temporal' if branch == 'temporal' else 'difference'}_{'backward' if backward else 'forward'}_kernel"
+    constants["BLOCK_P" if branch == "temporal" else "BLOCK_G"] = config.tokens // config.adjacent
+    if branch != "temporal":
+        constants["ADJACENT"] = config.adjacent
+    return compiled(
+        getattr(module, name), architecture, types, constants, num_warps=config.warps, maxnreg=config.registers or None
+    )
 
 
 @pytest.mark.parametrize(("architecture", "dtype"), TARGETS, ids=str)
-@pytest.mark.parametrize("shared", [False, True], ids=["both", "shared"])
+@pytest.mark.parametrize("branch", BRANCHES)
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
-def test_static_rule(backward, shared, dtype, architecture, tmp_path: Path) -> None:
-    config = mixer_config(384, dtype.itemsize, backward)
-    found = kernel(backward, config, architecture, dtype, BOTH | {"SHARED": shared})
+def test_static_rule(backward, branch, dtype, architecture, tmp_path: Path) -> None:
+    config = mixer_config(384, dtype.itemsize, branch, backward)
+    found = kernel(branch, backward, config, architecture, dtype)
     assert fits(found, architecture)
-    assert spilled(found, tmp_path) <= 2 * 8  # two addresses; a larger tile: hundreds of bytes
-    assert "ld.global.v4.b32" in found.asm["ptx"] or (backward and "ld.global.v2.b32" in found.asm["ptx"])
+    assert spilled(found, tmp_path) == 0
+    assert registers(found, tmp_path) <= (MOST_16 if dtype.itemsize == 2 else MOST_32)[branch][backward]
+    assert not re.search(r"ld\.global\S*\.b16", found.asm["ptx"])  # weights and rows are read by vectors
 
 
+@pytest.mark.parametrize("branch", BRANCHES)
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
-def test_widths_that_are_not_aligned(backward, tmp_path: Path) -> None:
-    config = mixer_config(37, 2, backward)
-    found = kernel(backward, config, 90, torch.float16, BOTH, aligned=VALUES)
+def test_widths_that_are_not_aligned(backward, branch, tmp_path: Path) -> None:
+    found = kernel(branch, backward, mixer_config(37, 2, branch, backward), 90, torch.float16, width=37)
     assert fits(found, 90)
     assert spilled(found, tmp_path) <= 2 * 8
 
 
 @pytest.mark.parametrize(
-    ("backward", "config"),
-    [(backward, config) for backward in (False, True) for config in mixer_candidates(384, 2, backward)[1:]],
+    ("branch", "backward", "config"),
+    [
+        (branch, backward, config)
+        for branch in BRANCHES[:2]
+        for backward in (False, True)
+        for config in mixer_candidates(384, 2, branch, backward)[1:]
+    ],
     ids=str,
 )
-def test_candidates(backward, config, tmp_path: Path) -> None:
-    found = kernel(backward, config._replace(tiles=1), 90, torch.bfloat16, BOTH)
+def test_candidates(branch, backward, config, tmp_path: Path) -> None:
+    found = kernel(branch, backward, config, 90, torch.bfloat16)
     assert fits(found, 90)
     assert spilled(found, tmp_path) <= 2 * 8

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import triton
 
 from m2clip.kernels.triton import msta, msta_kernels, projection
 from m2clip.kernels.triton.msta import TimeConfig, time_candidates, time_config, up_candidates, up_config
@@ -16,7 +17,7 @@ from tests.compiled.compiling import SHARED_MEMORY, TYPES, compiled, fits, spill
 
 DIM = 768
 TENSORS = (
-    *("p_h", "p_dh", "p_u", "p_up", "p_up_bias", "p_taps", "p_conv_bias", "p_bias", "p_base", "p_y"),
+    *("p_h", "p_dh", "p_u", "p_up", "p_taps", "p_bias", "p_base", "p_y"),
     *("p_dy", "p_weight", "p_slope"),
 )
 every_architecture = pytest.mark.parametrize("architecture", SHARED_MEMORY)
@@ -28,12 +29,10 @@ two_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], i
 def kernel(
     function: Any, architecture: int, dtype: torch.dtype, constants: dict[str, Any], stream: torch.dtype | None = None
 ) -> Any:
-    types = dict.fromkeys(TENSORS, f"*{TYPES[dtype]}") | {"p_sums": "*fp32", "scale": "fp32"}
-    if stream is not None:
-        types |= dict.fromkeys(("p_base", "p_y"), f"*{TYPES[stream]}")
-    launch = {name: constants.pop(name) for name in ("num_stages", "num_warps") if name in constants}
-    aligned = [*TENSORS, "p_sums", "columns", "width", "depth", "channels"]
-    return compiled(function, architecture, types, constants, aligned, **launch)
+    value, base = (f"*{TYPES[kind]}" for kind in (dtype, stream or dtype))
+    types = dict.fromkeys(TENSORS, value) | {"p_sums": "*fp32", "scale": "fp32", "p_base": base, "p_y": base}
+    types |= {"added": (*[f"{value}:16"] * 3, f"{base}:16"), "shape": ("i32:16", "i32:16")}
+    return compiled(function, architecture, types, {}, [*TENSORS, "p_sums", "columns", "channels"], **constants)
 
 
 def up(architecture: int, dtype: torch.dtype, width: int, lead: int = 1, config: ProjectionConfig | None = None) -> Any:
@@ -47,7 +46,7 @@ def slope(architecture: int, dtype: torch.dtype, width: int, add: bool) -> Any:
     options = projection.launch_options(
         width, depth, dtype, projection.projection_config(width, depth, dtype, architecture)
     )
-    return kernel(msta_kernels.slope_kernel, architecture, dtype, {"ADD": add, "SUMS": True, **options})
+    return kernel(msta_kernels.slope_kernel, architecture, dtype, {"ADD": add, **options})
 
 
 def time(architecture: int, dtype: torch.dtype, spread: int, backward: bool, config: TimeConfig | None = None) -> Any:
@@ -92,6 +91,10 @@ def test_a_stream_of_higher_precision(tmp_path: Path) -> None:
         assert fits(found, architecture) and spilled(found, tmp_path) == 0
 
 
+@pytest.mark.skipif(
+    tuple(map(int, triton.__version__.split(".")[:2])) < (3, 8),
+    reason="older releases spill in a tile that only the tuner tries",
+)
 def test_candidates(tmp_path: Path) -> None:
     for tile in up_candidates(DIM, 256, torch.bfloat16, 90)[1:]:
         found = up(90, torch.bfloat16, 256, config=tile)

@@ -8,52 +8,42 @@ from typing import Any
 import pytest
 import torch
 
-from m2clip.kernels.triton.one_pass import (
-    block_of,
-    narrow_candidates,
-    narrow_config,
-    wide_candidates,
-    wide_config,
-)
+from m2clip.kernels.triton.one_pass import block_of, narrow_candidates, narrow_config, wide_candidates, wide_config
 from m2clip.kernels.triton.one_pass_kernels import one_pass_narrow_kernel, one_pass_wide_kernel
+from m2clip.kernels.triton.projection import Blocks
+from m2clip.kernels.triton.tiles import Layout
 from tests.compiled.compiling import SHARED_MEMORY, TYPES, compiled, fits, spilled
 
-WEIGHTS = ("p_te_taps", "p_te_bias", "p_td_taps", "p_td_bias", "p_down_bias", "p_up_bias", "p_patch_bias")
-VALUES = ("p_x", "p_down", "p_bias", "p_h", "p_u", "p_up", "p_y", *WEIGHTS)
-SWITCHES = {
-    "TEMPORAL": True,
-    "DIFFERENCE": True,
-    "CLASS": 1,
-    "PATCHES_ONLY": False,
-    "UP_BIAS": True,
-    "RESIDUAL": True,
-    "BIAS": True,
-    "PRECISION": "ieee",
-    "EVEN_C": True,
-    "EVEN_D": True,
-}
 TARGETS = [*((architecture, torch.bfloat16) for architecture in SHARED_MEMORY), (120, torch.float32)]
 
 
 def compile_tile(
-    kernel: Any, config: Any, shared: bool, blocks: dict[str, int], architecture: int, dtype: torch.dtype
+    kernel: Any, width: int, config: Any, shared: bool, architecture: int, dtype: torch.dtype, **blocks: Any
 ) -> Any:
-    types = dict.fromkeys(VALUES, f"*{TYPES[dtype]}") | {"p_counts": "*i32"}
-    tiles = {"BLOCK_M": config.rows, "BLOCK_N": config.columns, "BLOCK_K": config.depth, **blocks}
-    aligned = [*VALUES, "width", "columns", "dim"]
-    options = {"num_warps": config.warps, "num_stages": config.stages}
-    switches = SWITCHES | {"SHARED": shared, "PATCH_BIAS": not shared}
-    return compiled(kernel, architecture, types, switches | tiles, aligned, **options)
+    value = f"*{TYPES[dtype]}:16"
+    types = dict.fromkeys(("p_x", "p_h", "p_u", "p_y"), value) | {
+        "p_counts": "*i32",
+        "down": (value, value),
+        "p_temporal": "*fp32:16",
+        "p_difference": "*fp32:16",
+        "up": (value, value, None if shared else value),
+        "dim": "i32:16",
+    }
+    blocks |= {"RESIDUAL": True, "LAYOUT": Layout(width, width if shared else 2 * width, 1, False)}
+    return compiled(kernel, architecture, types, blocks, num_warps=config.warps, num_stages=config.stages)
 
 
 def narrow(width: int, config: Any, shared: bool, architecture: int, dtype: torch.dtype) -> Any:
-    blocks = {"BLOCK_C": block_of(width if shared else 2 * width), "BLOCK_R": block_of(width)}
-    return compile_tile(one_pass_narrow_kernel, config, shared, blocks, architecture, dtype)
+    columns = block_of(width if shared else 2 * width)
+    blocks = {"BLOCK_N": config.columns, "BLOCK_R": block_of(width)}
+    blocks["DOWN"] = Blocks("ieee", True, True, config.rows, columns, config.depth)
+    return compile_tile(one_pass_narrow_kernel, width, config, shared, architecture, dtype, **blocks)
 
 
 def wide(config: Any, shared: bool, architecture: int, dtype: torch.dtype) -> Any:
-    blocks = {"BLOCK_P": config.tokens, "BLOCK_C": config.channels}
-    return compile_tile(one_pass_wide_kernel, config, shared, blocks, architecture, dtype)
+    product = Blocks("ieee", True, True, config.rows, config.columns, config.depth)
+    blocks = {"DOWN": product, "UP": product, "BLOCK_P": config.tokens, "BLOCK_C": config.channels, "ADJACENT": 2}
+    return compile_tile(one_pass_wide_kernel, 384, config, shared, architecture, dtype, **blocks)
 
 
 @pytest.mark.parametrize(("architecture", "dtype"), TARGETS, ids=str)

@@ -13,10 +13,11 @@ from m2clip.kernels.triton import projection
 from m2clip.kernels.triton.projection import ProjectionConfig, projection_candidates, projection_config
 from tests.compiled.compiling import SHARED_MEMORY, TYPES, compiled, fits, spilled
 
-# b is a transposed weight
-UP = {"RESIDUAL": True, "BIAS": True, "PATCH_BIAS": True, "CLASS": True, "SUMS": False, "stride_bk": 1}
-BACK = {"RESIDUAL": True, "BIAS": False, "PATCH_BIAS": False, "CLASS": False, "SUMS": True, "stride_bn": 1}
-DOWN = {"RESIDUAL": False, "BIAS": True, "PATCH_BIAS": False, "CLASS": False, "SUMS": False, "stride_bk": 1}
+# What is added: residual, bias, bias of patch rows, sums. Whether b is a transposed weight, and CLASS.
+UP = (True, True, True, False), True
+BACK = (True, False, False, True), False
+DOWN = (False, True, False, False), True
+Switches = tuple[tuple[bool, ...], bool]
 
 
 def project(
@@ -24,22 +25,27 @@ def project(
     dtype: torch.dtype,
     columns: int,
     depth: int,
-    switches: dict[str, Any],
+    switches: Switches,
     config: ProjectionConfig | None = None,
 ) -> Any:
     config = config or projection_config(columns, depth, dtype, architecture)
-    tensors = ("p_a", "p_b", "p_residual", "p_bias", "p_patch_bias", "p_out")
-    types = dict.fromkeys(tensors, f"*{TYPES[dtype]}") | {"p_sums": "*fp32", "scale": "fp32"}
+    given, transposed = switches
+    value = f"*{TYPES[dtype]}:16"
+    kinds = zip((value, value, value, "*fp32:16"), given, strict=True)
+    types = dict.fromkeys(("p_a", "p_b", "p_out"), value) | {
+        "added": tuple(kind if there else None for kind, there in kinds),
+        "shape": ("i32:16", "i32:16"),
+        "strides": (1, "i32:16") if transposed else ("i32:16", 1),
+        "scale": "fp32",
+    }
     options = projection.launch_options(columns, depth, dtype, config)
-    launch = {name: options.pop(name) for name in ("num_stages", "num_warps")}
-    aligned = [*tensors, "p_sums", *(name for name in ("columns", "depth", "stride_bk", "stride_bn"))]
-    return compiled(projection.projection_kernel, architecture, types, switches | options, aligned, **launch)
+    return compiled(projection.projection_kernel, architecture, types, {"CLASS": switches is UP}, **options)
 
 
 @pytest.mark.parametrize("switches", [UP, BACK, DOWN], ids=["up", "back", "down"])
 @pytest.mark.parametrize("architecture", SHARED_MEMORY)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_static_rule(architecture: int, dtype: torch.dtype, switches: dict[str, Any], tmp_path: Path) -> None:
+def test_static_rule(architecture: int, dtype: torch.dtype, switches: Switches, tmp_path: Path) -> None:
     widths = (768, 768) if switches is not DOWN else (64, 768)
     found = project(architecture, dtype, *widths, switches)
     assert fits(found, architecture)
@@ -60,7 +66,7 @@ def test_candidates(config: ProjectionConfig, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("switches", [UP, BACK], ids=["up", "back"])
-def test_hopper_gets_its_own_instructions(switches: dict[str, Any]) -> None:
+def test_hopper_gets_its_own_instructions(switches: Switches) -> None:
     ptx = project(90, torch.bfloat16, 768, 768, switches).asm["ptx"]
     assert "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16" in ptx
     copies = re.findall(r"cp\.async\S* \[.*\], 0x(\w+)", ptx)

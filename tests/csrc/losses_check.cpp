@@ -1,5 +1,5 @@
 // The losses against softmax and logarithm written out in double precision.
-#include "../../csrc/losses.h"
+#include "../../csrc/cpu/losses.h"
 
 #include <algorithm>
 #include <stdexcept>
@@ -55,22 +55,38 @@ Values column_log_sums(const Problem& p) {
     return sums;
 }
 
-// What the loss's gradient of every logit makes of dots, lengths and scale.
-std::vector<Expected> slopes(const Problem& p, const Values& per_logit) {
-    Values slopes(p.rows * p.columns), row_pull(p.rows), column_pull(p.columns), scale(1);
+// How far rounding to fp32 may move exp(logit - log_sum). A logit is a product of four numbers, rounded three times; its
+// log-sum comes rounded from elsewhere, and so is the difference.
+double wobble(double logit, double log_sum) {
+    const double unit = 1.0 / (1 << 24), difference = logit - log_sum;
+    return exp(difference) * unit * (3 * fabs(logit) + fabs(log_sum) + fabs(difference));
+}
+
+// What the loss's gradient of every logit makes of dots, lengths and scale, and its wobble of the roundings there.
+std::vector<Expected> slopes(const Problem& p, const Values& per_logit, const Values& wobbles) {
+    std::vector<Expected> all = {{"slopes", Values(p.rows * p.columns), 2e-5},
+                                 {"row_pull", Values(p.rows), 2e-5},
+                                 {"column_pull", Values(p.columns), 2e-5},
+                                 {"scale", Values(1), 1e-4}};
+    std::vector<Values> rounding;
+    for (const Expected& one : all) rounding.emplace_back(one.values.size());
     for (int64_t i = 0; i < p.rows; ++i) {
         for (int64_t c = 0; c < p.columns; ++c) {
-            const double slope = per_logit[i * p.columns + c], share = slope * p.cosine(i, c);
-            slopes[i * p.columns + c] = slope * p.scale * p.row_inverse[i] * p.column_inverse[c];
-            row_pull[i] -= p.scale * share * p.row_inverse[i] * p.row_inverse[i];
-            column_pull[c] -= p.scale * share * p.column_inverse[c] * p.column_inverse[c];
-            scale[0] += share;
+            const int64_t at = i * p.columns + c;
+            const double row = p.row_inverse[i], column = p.column_inverse[c], cosine = p.cosine(i, c);
+            const double factors[] = {p.scale * row * column, -p.scale * cosine * row * row,
+                                      -p.scale * cosine * column * column, cosine};
+            const int64_t places[] = {at, i, c, 0};
+            for (size_t k = 0; k < all.size(); ++k) {
+                all[k].values[places[k]] += per_logit[at] * factors[k];
+                rounding[k][places[k]] += wobbles[at] * fabs(factors[k]);
+            }
         }
     }
-    return {{"slopes", slopes, 2e-5},
-            {"row_pull", row_pull, 2e-5},
-            {"column_pull", column_pull, 2e-5},
-            {"scale", scale, 1e-4}};
+    for (size_t k = 0; k < all.size(); ++k) {
+        all[k].rounding = *std::max_element(rounding[k].begin(), rounding[k].end());
+    }
+    return all;
 }
 
 // The problem and room for its gradients, in memory of their own.
@@ -111,12 +127,13 @@ void check_cross_entropy(int64_t rows, int64_t columns) {
     std::vector<int64_t> targets(rows);
     for (int64_t& target : targets) target = random_bits() % columns;
     const Values log_sums = row_log_sums(p);
-    Values loss(1), per_logit(rows * columns);
+    Values loss(1), per_logit(rows * columns), wobbles(rows * columns);
     for (int64_t i = 0; i < rows; ++i) {
         loss[0] += (log_sums[i] - p.logit(i, targets[i])) / static_cast<double>(rows);
         for (int64_t c = 0; c < columns; ++c) {
             const double share = exp(p.logit(i, c) - log_sums[i]) - (c == targets[i]);
             per_logit[i * columns + c] = p.gradient / static_cast<double>(rows) * share;
+            wobbles[i * columns + c] = p.gradient / static_cast<double>(rows) * wobble(p.logit(i, c), log_sums[i]);
         }
     }
     const std::string where = "cross-entropy " + std::to_string(rows) + "x" + std::to_string(columns);
@@ -126,7 +143,7 @@ void check_cross_entropy(int64_t rows, int64_t columns) {
         run_cross_entropy_forward(memory.problem(), copy_of(targets).get(), to.data(), sums.data(), threads);
         return std::vector<Values>{to.values(), sums.values()};
     });
-    check(where + ", backward", slopes(p, per_logit), [&](int threads) {
+    check(where + ", backward", slopes(p, per_logit, wobbles), [&](int threads) {
         const Memory memory(p);
         const Buffer<float> sums(log_sums);
         run_cross_entropy_backward(memory.problem(), copy_of(targets).get(), sums.data(), memory.gradient.data(),
@@ -141,7 +158,7 @@ void check_soft_target(int64_t rows, uint32_t classes) {
     std::vector<int64_t> labels(rows);
     for (int64_t& label : labels) label = static_cast<int64_t>(random_bits() % classes) * 1000 - 7;
     const Values row_sums = row_log_sums(p), column_sums = column_log_sums(p);
-    Values target_log_sums(rows), loss(1), per_logit(rows * rows);
+    Values target_log_sums(rows), loss(1), per_logit(rows * rows), wobbles(rows * rows);
     const auto same = [&](int64_t i, int64_t j) { return labels[i] == labels[j] ? target_scale : 0.0; };
     for (int64_t i = 0; i < rows; ++i) {
         Values row(rows);
@@ -156,6 +173,8 @@ void check_soft_target(int64_t rows, uint32_t classes) {
             loss[0] += share * (exp(row_target) * (row_target - row) + exp(column_target) * (column_target - column));
             per_logit[i * rows + j] =
                 p.gradient * share * (exp(row) - exp(row_target) + exp(column) - exp(column_target));
+            wobbles[i * rows + j] = p.gradient * share * (wobble(p.logit(i, j), row_sums[i]) +
+                                                          wobble(p.logit(i, j), column_sums[j]));
         }
     }
     const std::string where = "soft targets " + std::to_string(rows);
@@ -168,11 +187,35 @@ void check_soft_target(int64_t rows, uint32_t classes) {
                                 of_columns.data(), threads);
         return std::vector<Values>{to.values(), of_rows.values(), of_columns.values()};
     });
-    check(where + ", backward", slopes(p, per_logit), [&](int threads) {
+    check(where + ", backward", slopes(p, per_logit, wobbles), [&](int threads) {
         const Memory memory(p);
         const Buffer<float> of_rows(row_sums), of_columns(column_sums);
         run_soft_target_backward(memory.problem(), copy_of(labels).get(), target_scale, of_rows.data(),
                                  of_columns.data(), memory.gradient.data(), memory.gradients(), threads);
+        return memory.found();
+    });
+}
+
+// With the log-sums of the forward pass, not rounded ones from elsewhere, what is alone has a softmax of exactly 1.
+void check_alone() {
+    const Problem p(1, 1);
+    const int64_t label = 0;
+    const std::vector<Expected> nothing = {
+        {"slopes", {0}, 0}, {"row_pull", {0}, 0}, {"column_pull", {0}, 0}, {"scale", {0}, 0}};
+    check("cross-entropy of one class", nothing, [&](int threads) {
+        const Memory memory(p);
+        const Buffer<float> loss(1), sum(1);
+        run_cross_entropy_forward(memory.problem(), &label, loss.data(), sum.data(), threads);
+        run_cross_entropy_backward(memory.problem(), &label, sum.data(), memory.gradient.data(), memory.gradients(),
+                                   threads);
+        return memory.found();
+    });
+    check("soft targets of one sample", nothing, [&](int threads) {
+        const Memory memory(p);
+        const Buffer<float> loss(1), row(1), column(1);
+        run_soft_target_forward(memory.problem(), &label, 10, loss.data(), row.data(), column.data(), threads);
+        run_soft_target_backward(memory.problem(), &label, 10, row.data(), column.data(), memory.gradient.data(),
+                                 memory.gradients(), threads);
         return memory.found();
     });
 }
@@ -241,6 +284,7 @@ void check_losses() {
     check_cross_entropy(70, 300);
     check_cross_entropy(260, 257);
     check_soft_target(1, 1);
+    check_alone();
     check_soft_target(13, 4);
     check_soft_target(260, 9);
     check_softmax_minus_target(1, 1);

@@ -5,7 +5,7 @@ int main() {
     check_mixer();
     check_rows();
     check_activations();
-    check_time_up();
+    check_frame_conv();
     check_losses();
     printf("%d comparisons, %d wrong\n", comparisons, failures);
     return failures == 0 ? 0 : 1;

@@ -1,5 +1,5 @@
 // The mixer against its definition, tap by tap in double precision.
-#include "../../csrc/mixer.h"
+#include "../../csrc/cpu/mixer.h"
 
 #include "check.h"
 

@@ -1,5 +1,5 @@
 // Passes over rows and activations against one line of double precision each.
-#include "../../csrc/rows.h"
+#include "../../csrc/cpu/rows.h"
 
 #include "check.h"
 

@@ -1,14 +1,20 @@
 """Clips: items that depend on nothing but their address, bad videos replaced or reported, each video seen once."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader
 
-from m2clip.data.annotations import Annotations, VideoItem, load_annotations
 from m2clip.data.clips import ClipDataset, ClipSettings, EpochSampler, collate, load_views
-from m2clip.data.decode import VideoError
+from m2clip.data.lists.annotations import Annotations, VideoItem, load_annotations
+from m2clip.data.transforms import EvalTransform
+from m2clip.data.video.isolated import open_isolated
+from m2clip.data.video.readers import PyAVVideo, Video, VideoError, open_video
 from m2clip.errors import InputError
 from tests.data.video_files import code_image, read_code, write_audio_only, write_timeless, write_video
 
@@ -70,6 +76,80 @@ def test_evaluation_views_are_clips_by_crops(videos: Annotations) -> None:
     assert starts == [0, 0, 0, 34, 34, 34]
     assert codes(entry["video"][3]) == [34, 36, 38, 40]
     assert torch.equal(load_views(item.path, settings), entry["video"])
+
+
+@pytest.mark.parametrize("transform", ["standard", "authors"])
+@pytest.mark.parametrize(
+    ("sampling", "stride", "clips"), [("uniform", 1, 7), ("dense", 3, 9), ("dense", 30, 2), ("dense_centres", 4, 5)]
+)
+@pytest.mark.parametrize("isolate", [False, True])
+def test_views_are_those_of_whole_clips_and_each_frame_is_read_once(
+    videos: Annotations,
+    monkeypatch: pytest.MonkeyPatch,
+    sampling: str,
+    stride: int,
+    clips: int,
+    transform: str,
+    isolate: bool,
+) -> None:
+    options = {"sampling": sampling, "stride": stride, "clips": clips, "transform": transform, "isolate": isolate}
+    settings = ClipSettings(num_frames=4, size=40, crops=3, **options)
+    path = videos.items[0].path
+    with open_video(path) as video:
+        chosen = [settings.indices(video.num_frames, clip=clip, num_clips=clips) for clip in range(clips)]
+        cut = EvalTransform(settings.of_frames)
+        expected = torch.cat([cut(video.read(indices)) for indices in chosen])
+    read: list[int] = []
+    each = Video.each
+
+    def counted(self: Video, indices: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+        for index, frame in each(self, indices):
+            read.append(index)
+            yield index, frame
+
+    monkeypatch.setattr(Video, "each", counted)
+    assert torch.equal(load_views(path, settings), expected)
+    assert read == sorted({index for indices in chosen for index in indices})
+
+
+def test_overlapping_clips_decode_from_each_key_frame_once(
+    videos: Annotations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts: list[int | None] = []
+    decoded_from = PyAVVideo._decoded_from
+
+    def noted(self: PyAVVideo, key: int | None, wanted: set[int] | None = None) -> Any:
+        starts.append(key)
+        return decoded_from(self, key, wanted)
+
+    with PyAVVideo(videos.items[0].path):  # opening may decode, too
+        pass
+    monkeypatch.setattr(PyAVVideo, "_decoded_from", noted)
+    load_views(videos.items[0], ClipSettings(num_frames=8, size=16, clips=20))
+    assert len(starts) == len(set(starts)) == 2  # 20 frames, a key frame every 12
+
+
+@pytest.mark.parametrize("reader", ["pyav", "decord", "isolated", "frames"])
+def test_frames_one_after_another(videos: Annotations, tmp_path: Path, reader: str) -> None:
+    path = videos.items[0].path
+    if reader == "decord":
+        pytest.importorskip("decord")
+    if reader == "frames":
+        for number in range(20):
+            Image.fromarray(code_image(number, 64, 48)).save(tmp_path / f"{number:03d}.png")
+        path = tmp_path
+    with open_isolated(path) if reader == "isolated" else open_video(path, reader) as video:
+        wanted = [*range(0, 20, 2), 19, 3, 3]
+        found = list(video.each(wanted))
+        assert [index for index, _ in found] == sorted(set(wanted))
+        assert all(np.array_equal(frame, video.read_array([index])[0]) for index, frame in found)
+        # Left early, and read again.
+        frames = video.each(range(12))
+        assert [next(frames)[0] for _ in range(3)] == [0, 1, 2]
+        frames.close()
+        assert np.array_equal(video.read_array([5])[0], video.read_array([5, 6])[0])
+        with pytest.raises(IndexError, match="frame 20 of"):
+            next(video.each([0, 20]))
 
 
 def test_frame_folders_are_read(tmp_path: Path) -> None:
@@ -247,7 +327,7 @@ def test_collate(videos: Annotations, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sampling": "random"}, "sampling must be one of uniform, dense, not 'random'"),
+        ({"sampling": "random"}, "sampling must be one of uniform, dense, dense_centres, not 'random'"),
         ({"reader": "opencv"}, "unknown video reader 'opencv'"),
         ({"num_frames": 0}, "num_frames must be at least 1"),
         ({"stride": 0}, "stride must be at least 1"),

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from m2clip.data.annotations import Annotations, VideoItem, load_annotations
 from m2clip.data.clips import ClipSettings
 from m2clip.data.episode_clips import EpisodeClips
 from m2clip.data.episodes import EpisodeList, EpisodeShape, draw_episodes, load_episodes
+from m2clip.data.lists.annotations import Annotations, VideoItem, load_annotations
 from m2clip.errors import InputError
-from tests.training_run import SIZE, write_videos
+from tests.train.training_run import SIZE, write_videos
 
 SHAPE = EpisodeShape(way=3, shots=2, queries=2)
 
@@ -85,15 +85,20 @@ def test_processes_share_every_episode_once(size: int) -> None:
             (5, 3, 7, 1, 9),
             r"the 4 videos of an episode \(2 support, 2 query\): 'class 1' \(3\), 'class 3' \(1\)$",
         ),
-        ((5, 0, 7, 8), r"'class 1' \(0\)$"),
+        ((5, 0, 7), "has videos of 2 classes, an episode of 3 ways needs 3"),
         ((1,) * 9, r"'class 4' \(1\) and 4 more$"),
-        ((5, 5), "has 2 classes, an episode of 3 ways needs 3"),
+        ((5, 5), "has videos of 2 classes, an episode of 3 ways needs 3"),
     ],
 )
 def test_too_few_videos_are_told_by_name(counts: tuple[int, ...], said: str) -> None:
     with pytest.raises(InputError, match=said) as caught:
         draw_episodes(make_list(counts), SHAPE, 10)
     assert "\n" not in str(caught.value)
+
+
+def test_a_class_without_videos_is_in_no_episode() -> None:
+    found = draw_episodes(make_list((5, 0, 7, 8)), SHAPE, 10)
+    assert set(found.classes.flatten().tolist()) == {0, 2, 3}
 
 
 def test_classes_without_names_are_told_by_number() -> None:

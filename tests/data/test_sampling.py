@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from m2clip.data.sampling import dense_indices, uniform_indices
+from m2clip.data.sampling import dense_centre_indices, dense_indices, uniform_indices
 
 LENGTHS = [1, 2, 7, 8, 9, 16, 40, 301]
 
@@ -73,12 +73,70 @@ def test_dense_repeats_the_last_frame_of_a_short_video(rng: random.Random | None
     assert dense_indices(1, 4, 16, rng=rng) == [0, 0, 0, 0]
 
 
+def test_the_authors_training_clip_of_a_short_video_repeats_its_last_frame_at_the_stride() -> None:
+    for rng in (random.Random(0), random.Random(1)):
+        assert dense_indices(20, 8, 16, rng=rng, authors=True) == [0, 16, 16, 16, 16, 16, 16, 16]
+        assert dense_indices(10, 4, 4, rng=rng, authors=True) == [0, 4, 8, 8]
+        assert dense_indices(13, 4, 4, rng=rng, authors=True) == [0, 4, 8, 12]
+        assert dense_indices(1, 4, 16, rng=rng, authors=True) == [0, 0, 0, 0]
+    # In testing they repeat the video's last frame.
+    assert dense_indices(20, 8, 16, authors=True) == dense_indices(20, 8, 16) == [0, 16, 19, 19, 19, 19, 19, 19]
+
+
+def authors_test_frames(num_frames: int, length: int, stride: int, clip: int, num_clips: int) -> list[int]:
+    """The frames that the authors' code tests with: of a padded video, or by segments where the stride is 0."""
+    if stride == 0:
+        segment = (num_frames - 1) / length
+        return [(round(segment * i) + round(segment * (i + 1))) // 2 for i in range(length)]
+    padded = [*range(num_frames), *[num_frames - 1] * ((length - 1) * stride + 1 - num_frames)]
+    spare = len(padded) - (length - 1) * stride - 1
+    start = spare // 2 if num_clips == 1 else round(spare / (num_clips - 1) * clip)
+    return padded[start : start + length * stride : stride]
+
+
+@pytest.mark.parametrize("length", [1, 4, 7, 8, 12, 32])
+def test_the_authors_test_frames(length: int) -> None:
+    for num_frames in [*range(1, 80), 131, 250, 300]:
+        for stride in (1, 4, 16):
+            for num_clips in (1, 2, 3, 4, 6, 10):
+                for clip in range(num_clips):
+                    found = dense_indices(num_frames, length, stride, clip=clip, num_clips=num_clips, authors=True)
+                    assert found == authors_test_frames(num_frames, length, stride, clip, num_clips)
+        assert uniform_indices(num_frames, length, authors=True) == authors_test_frames(num_frames, length, 0, 0, 1)
+
+
+def test_the_authors_segments_of_a_short_video_share_frames() -> None:
+    # Bounds of the segments: 0 0 1 1 2 2 2 3 3.
+    assert uniform_indices(4, 8, authors=True) == [0, 0, 1, 1, 2, 2, 2, 3]
+    rng = random.Random(0)
+    draws = [uniform_indices(4, 8, rng=rng, authors=True) for _ in range(200)]
+    ends = list(zip([0, 0, 1, 1, 2, 2, 2, 3], [0, 1, 1, 2, 2, 2, 3, 3], strict=True))
+    assert [{draw[i] for draw in draws} for i in range(8)] == [set(range(low, high + 1)) for low, high in ends]
+
+
+def test_clips_in_the_middle_of_equal_parts() -> None:
+    # 300 frames leave 173 starts to clips of 128: thirds of 57.67, whose middles are 28.8, 86.5 and 144.2.
+    starts = [dense_centre_indices(300, 8, 16, clip=clip, num_clips=3)[0] for clip in range(3)]
+    assert starts == [28, 86, 144]
+    assert dense_centre_indices(300, 8, 16) == list(range(86, 86 + 128, 16))
+    # A video too short starts anew, in training too; 128 frames leave one start.
+    for rng in (None, random.Random(0)):
+        assert dense_centre_indices(40, 8, 16, rng=rng) == [0, 16, 32, 8, 24, 0, 16, 32]
+        assert dense_centre_indices(1, 3, 16, rng=rng) == [0, 0, 0]
+        assert dense_centre_indices(128, 8, 16, rng=rng)[0] == 0
+    rng = random.Random(0)
+    draws = [dense_centre_indices(20, 4, 4, rng=rng) for _ in range(300)]
+    assert {draw[0] for draw in draws} == set(range(5))
+    assert all(draw == list(range(draw[0], draw[0] + 16, 4)) for draw in draws)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: uniform_indices(0, 8), "the video has 0"),
         (lambda: uniform_indices(8, 0), "the clip 0"),
         (lambda: dense_indices(8, 8, 0), "stride must be at least 1"),
+        (lambda: dense_centre_indices(8, 8, 0), "stride must be at least 1"),
         (lambda: dense_indices(8, 8, 1, clip=2, num_clips=2), "clip must be one of 0 to 1, not 2"),
     ],
 )

@@ -1,13 +1,27 @@
 """Transforms: sizes, crop positions, one set of random parameters a clip, and nothing random but the seed."""
 
+import math
 import random
+from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from m2clip.data import multi_scale
 from m2clip.data import randaugment as ra
-from m2clip.data.transforms import AUGMENTATIONS, NORMALIZATION, EvalTransform, TrainTransform, TransformSettings
+from m2clip.data.transforms import (
+    AUGMENTATIONS,
+    NORMALIZATION,
+    TRANSFORMS,
+    EvalTransform,
+    TrainTransform,
+    TransformSettings,
+    _short_side,
+    statistics_name,
+)
 from m2clip.errors import InputError
 
 
@@ -24,11 +38,12 @@ def restored(video: torch.Tensor, name: str = "clip") -> torch.Tensor:
     return (video * std + mean) * 255
 
 
+@pytest.mark.parametrize("kind", TRANSFORMS)
 @pytest.mark.parametrize("augmentation", AUGMENTATIONS)
 @pytest.mark.parametrize("size", [48, 64])
 @pytest.mark.parametrize("shape", [(64, 64), (64, 100), (31, 77), (200, 64)])
-def test_training_size_from_any_shape(augmentation: str, size: int, shape: tuple[int, int]) -> None:
-    transform = TrainTransform(TransformSettings(size=size, augmentation=augmentation))
+def test_training_size_from_any_shape(augmentation: str, size: int, shape: tuple[int, int], kind: str) -> None:
+    transform = TrainTransform(TransformSettings(size=size, augmentation=augmentation, transform=kind))
     for seed in range(8):
         video = transform(picture(*shape), seed)
         assert (video.shape, video.dtype) == ((4, 3, size, size), torch.float32)
@@ -130,7 +145,66 @@ def test_resizing_keeps_the_picture(size: int) -> None:
     assert (video - expected).abs().max() < 6
 
 
-@pytest.mark.parametrize(("name", "mean", "std"), [("clip", 0.48145466, 0.26862954), ("imagenet", 0.485, 0.229)])
+def authors_views(frames: torch.Tensor, size: int, crops: int | str) -> torch.Tensor:
+    """The authors' test transform in their order: normalise floats, resize them, cut windows along the long side."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in NORMALIZATION["clip"])
+    video = (frames.float() / 255 - mean) / std
+    height, width = video.shape[-2:]
+    if height < width:
+        height, width = size, width * size // height
+    else:
+        height, width = height * size // width, size
+    video = torch.nn.functional.interpolate(
+        video, size=(height, width), mode="bicubic", align_corners=False, antialias=False
+    )
+    margin = max(height, width) - size
+    starts = {1: [margin // 2], 3: [0, margin // 2, margin], "m2clip4": [0, margin // 4, margin // 2, margin]}[crops]
+    return torch.stack([video.narrow(-2 if height > width else -1, start, size) for start in starts])
+
+
+@pytest.mark.parametrize("crops", [1, 3, "m2clip4"])
+@pytest.mark.parametrize(
+    ("height", "width", "size"),
+    [(256, 340, 224), (340, 256, 224), (256, 256, 224), (240, 427, 224), (224, 298, 224), (90, 161, 112), (33, 57, 64)],
+)
+def test_the_authors_transform(height: int, width: int, size: int, crops: int | str) -> None:
+    frames = torch.randint(0, 256, (2, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    settings = TransformSettings(size=size, crops=crops, transform="authors")
+    views = EvalTransform(settings)(frames)
+    assert (views - authors_views(frames, size, crops)).abs().mean() <= 1e-6
+    # As decoders hand frames over, with the colours of a pixel side by side.
+    side_by_side = frames.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    assert (EvalTransform(settings)(side_by_side) - views).abs().mean() <= 1e-6
+
+
+def test_training_without_augmentation_is_the_centre_of_the_test_transform() -> None:
+    for kind in TRANSFORMS:
+        settings = TransformSettings(size=48, augmentation="none", transform=kind)
+        frames = picture(64, 101)
+        assert torch.equal(TrainTransform(settings)(frames, 0), EvalTransform(settings)(frames)[0])
+
+
+@pytest.mark.parametrize(
+    ("shape", "standard", "authors"),
+    [
+        ((240, 320), (224, 299), (224, 298)),  # 298.67
+        ((256, 340), (224, 298), (224, 297)),  # 297.5
+        ((427, 240), (399, 224), (398, 224)),  # 398.53
+        ((256, 341), (224, 298), (224, 298)),  # 298.375
+        ((100, 100), (224, 224), (224, 224)),
+    ],
+)
+def test_the_long_side_is_rounded_or_rounded_down(
+    shape: tuple[int, int], standard: tuple[int, int], authors: tuple[int, int]
+) -> None:
+    frames = torch.zeros(1, 3, *shape, dtype=torch.uint8)
+    assert _short_side(frames, 224, TransformSettings()).shape[-2:] == standard
+    assert _short_side(frames.float(), 224, TransformSettings()).shape[-2:] == authors
+
+
+@pytest.mark.parametrize(
+    ("name", "mean", "std"), [("clip", 0.48145466, 0.26862954), ("imagenet", 0.485, 0.229), ("inception", 0.5, 0.5)]
+)
 def test_normalisation(name: str, mean: float, std: float) -> None:
     video = EvalTransform(TransformSettings(size=16, normalize=name))(
         torch.full((1, 3, 16, 16), 255, dtype=torch.uint8)
@@ -170,53 +244,80 @@ def test_color_jitter_and_grey_come_as_often_as_they_should() -> None:
     assert 50 < same < 110
 
 
-def test_randaugment_operations() -> None:
-    assert len(ra._OPERATIONS) == 15
-    frames = picture(40, 56)
-    for name, operation in ra._OPERATIONS.items():
-        changed = operation(frames, 0.7, 1)
-        assert (changed.shape, changed.dtype) == (frames.shape, torch.uint8), name
-        assert not torch.equal(changed, frames), name
+# Names of our operations in timm, whose choice for "inc1" they are.
+TIMM = {
+    "autocontrast": "AutoContrast",
+    "equalize": "Equalize",
+    "invert": "Invert",
+    "rotate": "Rotate",
+    "posterize": "PosterizeIncreasing",
+    "solarize": "SolarizeIncreasing",
+    "solarize_add": "SolarizeAdd",
+    "color": "ColorIncreasing",
+    "contrast": "ContrastIncreasing",
+    "brightness": "BrightnessIncreasing",
+    "sharpness": "SharpnessIncreasing",
+    "shear_x": "ShearX",
+    "shear_y": "ShearY",
+    "translate_x": "TranslateXRel",
+    "translate_y": "TranslateYRel",
+}
 
 
-def test_randaugment_operation_values() -> None:
-    levels = torch.tensor([0, 100, 200, 255], dtype=torch.uint8).view(1, 1, 1, 4).expand(1, 3, 4, 4)
-    row = {name: ra._OPERATIONS[name](levels, 0.5, 1)[0, 0, 0].tolist() for name in ra._OPERATIONS}
-    assert row["invert"] == [255, 155, 55, 0]
-    # Strength 0.5 keeps 4 - 2 bits, inverts from 128 on, and adds 55 to the dark half.
-    assert row["posterize"] == [0, 64, 192, 192]
-    assert row["solarize"] == [0, 100, 55, 0]
-    assert row["solarize_add"] == [55, 155, 200, 255]
-    assert row["brightness"] == [0, 145, 255, 255]
+@pytest.mark.parametrize("name", TIMM)
+def test_randaugment_operation_is_timms(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    timm = pytest.importorskip("timm.data.auto_augment")
+    assert set(TIMM.values()) == set(timm._RAND_INCREASING_TRANSFORMS)
+    image = Image.fromarray(picture(46, 61, frames=1)[0].permute(1, 2, 0).numpy())
+    theirs, to_arguments = timm.NAME_TO_OP[TIMM[name]], timm.LEVEL_TO_ARG[TIMM[name]]
+    for sign in (1, -1):
+        monkeypatch.setattr(timm, "_randomly_negate", lambda value, sign=sign: sign * value)
+        for level in (0.0, 3.3, 6.4, 7.0, 7.9, 10.0):
+            if (name, level) == ("posterize", 10.0):
+                continue  # Pillow refuses the 0 bits that timm asks it for
+            arguments = to_arguments(level, {}) if to_arguments else ()
+            expected = theirs(image, *arguments, fillcolor=(128, 128, 128), resample=Image.Resampling.BICUBIC)
+            assert ra.OPERATIONS[name](image, level / 10, sign).tobytes() == expected.tobytes(), (level, sign)
 
 
-def test_translation_directions_and_reach() -> None:
-    frames = torch.zeros(1, 3, 20, 40, dtype=torch.uint8)
-    frames[..., 10, 20] = 255
-    right = ra._OPERATIONS["translate_x"](frames, 1.0, 1)
-    up = ra._OPERATIONS["translate_y"](frames, 1.0, -1)
-    # 45 % of the extent: 18 columns to the right, 9 rows up; uncovered pixels are grey.
-    assert right[0, 0, 10, 38] == 255
-    assert right[0, 0, 0, 0] == 128
-    assert up[0, 0, 1, 20] == 255
+def test_posterize_may_leave_nothing() -> None:
+    assert not np.asarray(ra.OPERATIONS["posterize"](Image.new("RGB", (2, 2), (255, 255, 255)), 1.0, 1)).any()
+
+
+def test_shears_leave_the_upper_left_corner() -> None:
+    image = Image.new("RGB", (40, 30))
+    image.paste((255, 255, 255), (0, 0, 4, 30))
+    sheared = np.asarray(ra.OPERATIONS["shear_x"](image, 1.0, -1))[..., 0]
+    assert sheared[0, 1] == 255
+    # Nine of thirty rows' width to the right at the bottom, and grey where nothing came from.
+    assert sheared[29, 8 + 2] == 255 and sheared[29, 2] == 128
+
+
+def test_a_clip_gets_the_operations_of_its_frames() -> None:
+    frames = torch.cat([picture(20, 30, frames=1, seed=seed) for seed in range(3)])
+    for seed in range(20):
+        together = ra.randaugment(frames, random.Random(seed))
+        alone = [ra.randaugment(frames[i : i + 1], random.Random(seed)) for i in range(3)]
+        assert (together.shape, together.dtype) == (frames.shape, torch.uint8)
+        assert torch.equal(together, torch.cat(alone))
 
 
 def test_randaugment_draws_every_operation_and_often_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    counts = dict.fromkeys(ra._OPERATIONS, 0)
+    counts = dict.fromkeys(ra.OPERATIONS, 0)
     strengths = []
 
     def recorder(name: str):
-        def record(frames: torch.Tensor, strength: float, sign: int) -> torch.Tensor:
+        def record(image: Image.Image, strength: float, sign: int) -> Image.Image:
             counts[name] += 1
             strengths.append(strength)
-            return frames
+            return image
 
         return record
 
-    monkeypatch.setattr(ra, "_OPERATIONS", {name: recorder(name) for name in ra._OPERATIONS})
+    monkeypatch.setattr(ra, "OPERATIONS", {name: recorder(name) for name in ra.OPERATIONS})
     rng = random.Random(0)
     for _ in range(1500):
-        ra.randaugment(torch.zeros(1), rng)
+        ra.randaugment(picture(2, 2, frames=1), rng)
     # Four draws of one operation in fifteen, each applied half of the time: 200 expected.
     assert all(150 < count < 250 for count in counts.values())
     mean = sum(strengths) / len(strengths)
@@ -235,8 +336,37 @@ def test_randaugment_draws_every_operation_and_often_none(monkeypatch: pytest.Mo
         ({"normalize": "none"}, "normalize must be one of clip, imagenet"),
         ({"crops": 2}, "crops must be one of 1, 3, m2clip4, not 2"),
         ({"size": 0}, "size must be at least 1 pixel"),
+        ({"transform": "bicubic"}, "transform must be one of standard, authors, not 'bicubic'"),
     ],
 )
 def test_bad_settings(options: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         TransformSettings(**options)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_frames_are_resized_as_the_weights_want(interpolation: str) -> None:
+    from torchvision.transforms.v2 import InterpolationMode
+    from torchvision.transforms.v2 import functional as F
+
+    frames = torch.randint(0, 256, (2, 3, 60, 90), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    mode = InterpolationMode(interpolation)
+    for resize, size in (("shortest", [48, 72]), ("squash", [48, 48])):
+        plain = {"size": 48, "normalize": ((0,) * 3, (1,) * 3)}
+        settings = TransformSettings(**plain, interpolation=interpolation, resize=resize)
+        expected = F.center_crop(F.resize(frames, size, mode, antialias=True), [48, 48]).float() / 255
+        assert torch.equal(EvalTransform(settings)(frames)[0], expected)
+        # Several crops are parts of a frame, which is not squashed for them.
+        several = EvalTransform(replace(settings, crops=3))(frames)
+        assert torch.equal(several[2], F.resize(frames, [48, 72], mode, antialias=True)[..., 24:].float() / 255)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["other", 3, ((0, 0, 0),), ((0, 0), (1, 1)), ((0, 0, 0), (1, 0, 1)), ((0, 0, math.nan), (1, 1, 1))],
+)
+def test_statistics_are_a_name_or_six_numbers(value: Any) -> None:
+    with pytest.raises(InputError, match="normalize must be"):
+        TransformSettings(normalize=value)
+    assert statistics_name([[0.5] * 3, [0.5] * 3]) == "inception"
+    assert statistics_name(((0.1,) * 3, (1.0,) * 3)) == "mean 0.1 0.1 0.1, deviation 1.0 1.0 1.0"

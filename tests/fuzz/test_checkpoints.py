@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import m2clip
-from m2clip.convert import authors_state
-from m2clip.run_state import Progress, load_newest, rng_state, save_checkpoint
+from m2clip.checkpoints.convert import authors_state
+from m2clip.train.state import Progress, load_newest, rng_state, save_checkpoint
 from tests.clips import NAMES, small_clip
 from tests.fuzz.mutations import attempt, cases, mutated, mutated_json
 

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m2clip.data.annotations import load_annotations
 from m2clip.data.clips import ClipSettings, load_views
-from m2clip.data.shards import subset_text
-from m2clip.pack import PackSettings, pack
+from m2clip.data.lists.annotations import load_annotations
+from m2clip.data.packs.frames import subset_text
+from m2clip.data.packs.pack import pack
+from m2clip.data.packs.settings import PackSettings
 from tests.data.video_files import write_video
 from tests.fuzz.mutations import attempt, cases, mutated, mutated_json
 

@@ -12,11 +12,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from m2clip.config import RunConfig, load_config, validate
-from m2clip.data.annotations import FORMATS, Annotations, VideoItem, load_annotations
 from m2clip.data.episodes import EpisodeShape, draw_episodes, load_episodes
-from m2clip.data.label_sets import load_class_names
-from m2clip.data.splits import write_list
-from m2clip.descriptions import load_descriptions
+from m2clip.data.lists.annotations import FORMATS, Annotations, VideoItem, load_annotations
+from m2clip.data.lists.label_sets import load_class_names
+from m2clip.data.lists.splits import write_list
+from m2clip.methods.descriptions import load_descriptions
 from tests.fuzz.mutations import TOKENS, attempt, cases, mutated, mutated_json
 
 CLASSES = b'id,name\n0,jump\n1,run\n2,"walk, slowly"\n'

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m2clip.data.decode import open_video
-from m2clip.data.isolated import DecoderLimits, DecoderProcess
-from tests.data import hostile_files
+from m2clip.data.video.isolated import DecoderLimits, DecoderProcess
+from m2clip.data.video.readers import open_video
+from tests.data.video import hostile_files
 from tests.data.video_files import B_FRAMES, write_video
 from tests.fuzz.mutations import attempt, cases, outcomes
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from benchmarks.workloads import DEVICE, in_double, loss, ted, ted_weights
 from m2clip.kernels.operands import Branches
 from tests.gpu.workloads import BACKENDS, DTYPES, SMALL, SMALL_CALLS, require
-from tests.kernels.proof import assert_as_exact
+from tests.kernels.proof import assert_as_exact, assert_operator_is_sound
 from tests.kernels.test_native_ted import LAYOUTS
 
 every_call = pytest.mark.parametrize(("make", "backend"), SMALL_CALLS)
@@ -166,37 +166,25 @@ def test_opcheck_of_ted_adapter(backend, layout):
     require(backend)
     leaves = ted(2, 2, (2, 2), 16, 16, layout).placed(torch.float32)
     x, *_ = leaves.values()
-    parts = list(Branches.of(ted_weights(leaves, layout), torch.float32))
-    trained = [[tensor.clone().requires_grad_() for tensor in part] for part in parts]
-    options = (2, [2, 2], True, False, True, backend)
-    for keep in (True, False):
-        args = (x.clone().requires_grad_(), *trained, *options, keep)
-        torch.library.opcheck(torch.ops.m2clip.ted_adapter.default, args)
-    y, h = torch.ops.m2clip.ted_adapter(x, *parts, *options, True)
-    for needs in ((True, True), (True, False), (False, True)):
-        torch.library.opcheck(torch.ops.m2clip.ted_adapter_backward.default, (y, x, h, *parts, *options, *needs))
+    temporal, difference = Branches.of(ted_weights(leaves, layout), torch.float32)
+    options = (len(temporal), 2, [2, 2], True, False, True, backend)
+    needs = ([True, True], [True, False], [False, True])
+    assert_operator_is_sound("ted_adapter", (x, [*temporal, *difference], *options), needs)
 
 
 @pytest.mark.parametrize("backend", BACKENDS["bottleneck_adapter"])
 def test_opcheck_of_bottleneck_adapter(backend):
     require(backend)
     x, *weights = SMALL["bottleneck_adapter"]().placed(torch.float32).values()
-    x, options = x.flatten(0, 1), ("gelu", 0.5, True, backend)
-    trained = [tensor.clone().requires_grad_() for tensor in weights]
-    for keep in (True, False):
-        args = (x.clone().requires_grad_(), trained, *options, keep)
-        torch.library.opcheck(torch.ops.m2clip.bottleneck_adapter.default, args)
-    y, h = torch.ops.m2clip.bottleneck_adapter(x, weights, *options, True)
-    for needs in ((True, True), (False, True)):
-        args = (y, x, h, weights, *options, *needs)
-        torch.library.opcheck(torch.ops.m2clip.bottleneck_adapter_backward.default, args)
+    arguments = (x.flatten(0, 1), weights, "gelu", 0.5, True, backend)
+    assert_operator_is_sound("bottleneck_adapter", arguments, ([True, True], [False, True]))
 
 
 @pytest.mark.parametrize("backend", BACKENDS["bias_gelu"])
 def test_opcheck_of_bias_gelu(backend):
     require(backend)
-    h, bias = (tensor.requires_grad_() for tensor in SMALL["bias_gelu"]().placed(torch.float32).values())
-    torch.library.opcheck(torch.ops.m2clip.bias_gelu.default, (h, bias, "gelu", backend))
+    h, bias = SMALL["bias_gelu"]().placed(torch.float32).values()
+    assert_operator_is_sound("bias_gelu", (h, bias, "gelu", backend), ([True, True],))
 
 
 @pytest.mark.parametrize("backend", BACKENDS["soft_target_kl"])

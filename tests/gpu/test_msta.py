@@ -8,6 +8,7 @@ import torch
 from benchmarks.workloads import msta
 from m2clip.kernels import TimeLayout
 from tests.gpu.workloads import BACKENDS, DTYPES, SMALL, assert_proven, require
+from tests.kernels.proof import assert_operator_is_sound
 
 SHAPES = {
     "b16": ((16, 197, 768), 256, TimeLayout(8)),
@@ -31,7 +32,7 @@ def test_shapes_of_clip(shape, after_up, dtype, backend):
 @pytest.mark.parametrize("frames", [1, 2, 3, 16])
 @pytest.mark.parametrize("joint", [False, True])
 def test_odd_widths_and_lengths(joint, frames, backend):
-    for number, (dim, width) in enumerate(((48, 16), (26, 13), (20, 20), (35, 5), (258, 129))):
+    for number, (dim, width) in enumerate(((48, 16), (26, 13), (20, 20), (258, 129))):
         for after_up in (False, True):
             for positions in (0, 1, 37) if joint else (1, 37):
                 shape = (3, 1 + positions * frames, dim) if joint else (2 * frames, positions, dim)
@@ -53,11 +54,5 @@ def test_empty_batches(backend):
 def test_opcheck(backend):
     require(backend)
     x, base, *weights = SMALL["msta_adapter"]().placed(torch.float32).values()
-    options = (3, False, False, 0.3, backend)
-    trained = [tensor.clone().requires_grad_() for tensor in (x, base, *weights)]
-    for keep in (True, False):
-        torch.library.opcheck(torch.ops.m2clip.msta_adapter.default, (*trained[:2], trained[2:], *options, keep))
-    y, first, second = torch.ops.m2clip.msta_adapter(x, base, weights, *options, True)
-    for needs in ((True, True), (False, True), (True, False)):
-        args = (y, x, first, second, weights, *options, *needs)
-        torch.library.opcheck(torch.ops.m2clip.msta_adapter_backward.default, args)
+    needs = ([True, False, True], [False, False, True], [True, False, False])
+    assert_operator_is_sound("msta_adapter", (x, base, weights, 3, False, False, 0.3, backend), needs)

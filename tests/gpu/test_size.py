@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from benchmarks.adapter_variants import Case, Problem, authors_variant, m2clip_variant
+from benchmarks.adapter_variants import Case, Problem
 from benchmarks.memory import peak_bytes
 from benchmarks.workloads import DEVICE, bottleneck, ted, ted_weights
 from m2clip import kernels
@@ -22,10 +22,10 @@ AUTHORS_SHARE = 0.5  # of the memory that the authors' formulation takes in eage
 @pytest.mark.parametrize("width", [384, 64])
 def test_half_the_memory_of_the_authors_code(width, backend):
     require(backend)
-    problem = Problem(Case("", 8, 8, (14, 14), 768, width, torch.bfloat16), DEVICE)
+    problem = Problem(Case("", 8, 8, (14, 14), 768, width, "bfloat16"), DEVICE)
     peaks = []
-    for build in (authors_variant, lambda problem: m2clip_variant(problem, backend)):
-        variant = build(problem)
+    for build in (problem.authors, lambda: problem.on(backend)):
+        variant = build()
         peaks.append(peak_bytes(variant.backward, variant.backward, DEVICE))
         del variant
     assert peaks[1] <= AUTHORS_SHARE * peaks[0], f"{peaks[1] / peaks[0]:.2f} of the authors'"

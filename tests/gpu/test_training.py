@@ -10,12 +10,12 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.measure import waits
-from m2clip import train
-from m2clip.run_state import Progress
-from m2clip.stepping import cuda_capture
+from m2clip.train import trainer as train
+from m2clip.train.state import Progress
+from m2clip.train.stepping import cuda_capture
 from tests.clips import random_video
-from tests.test_stepping import LABELS, batches, build, stepper, train_steps
-from tests.training_run import build_clip, build_config, read_losses, write_videos
+from tests.train.test_stepping import LABELS, batches, build, stepper, train_steps
+from tests.train.training_run import build_clip, build_config, read_losses, write_videos
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 DEVICE = torch.device("cuda")

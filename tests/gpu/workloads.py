@@ -23,7 +23,7 @@ BACKENDS = {
 }
 
 SMALL = {
-    "ted_adapter": partial(ted, 2, 3, (5, 4), 48, 32),
+    "ted_adapter": partial(ted, 2, 3, (5, 4), 48, 64),
     "bottleneck_adapter": partial(bottleneck, (2, 30, 48), 32),
     "msta_adapter": partial(msta, (6, 10, 48), 16, TimeLayout(3)),
     "bias_gelu": partial(gelu, (2, 30, 48)),

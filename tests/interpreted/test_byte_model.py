@@ -8,8 +8,8 @@ import torch
 from benchmarks import byte_model, traffic
 from benchmarks.workloads import msta
 from m2clip.kernels import MSTAWeights, TimeLayout
-from m2clip.kernels.implementations import implementation
 from m2clip.kernels.operands import Geometry
+from m2clip.kernels.ops.operator import implementation
 from m2clip.kernels.triton.mixer import Mixer
 
 
@@ -25,12 +25,13 @@ def test_the_mixer_reads_and_writes_its_rows_once_and_neighbours_again():
     mixer = Mixer(*weights, False, Geometry(3, (7, 6), True))
     h = torch.randn(2 * 3, 43, 64, dtype=torch.float16)
     u = torch.empty_like(h)
-    launches = traffic.count(lambda: mixer.forward(h, u))
-    kernel = launches[-1]
-    assert kernel.written == h.nbytes
-    least = h.nbytes - 6 * 32 * 2  # the difference branch reads no class token
-    assert least <= kernel.read <= h.nbytes + 8192
-    assert kernel.requested > 1.5 * h.nbytes
+    tables, temporal, difference = traffic.count(lambda: mixer.forward(h, u))
+    assert tables.written == (4 + 25) * 32 * 4
+    assert temporal.written == difference.written == h.nbytes // 2
+    least = h.nbytes // 2 - 6 * 32 * 2  # the difference branch reads no class token
+    assert h.nbytes // 2 <= temporal.read <= h.nbytes // 2 + 4 * 32 * 4
+    assert least <= difference.read <= least + 25 * 32 * 4
+    assert difference.requested > 3 * h.nbytes // 2
 
 
 def test_the_convolution_over_frames_costs_no_launch_and_no_row_read_twice():

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor, nn
-from torch.library import opcheck
 from torch.utils.flop_counter import FlopCounterMode
 
 from m2clip import kernels
 from m2clip.kernels.triton import losses
+from m2clip.kernels.triton.loss_backward_kernels import nearest_tf32
+from tests.kernels.proof import assert_operator_is_sound
 from tests.kernels.test_losses import (
     LOSSES,
     assert_as_accurate,
@@ -47,8 +50,13 @@ def results(loss, *inputs: Tensor) -> list[Tensor]:
     return [value.detach(), *torch.autograd.grad(value, [leaf for leaf in leaves if leaf.requires_grad])]
 
 
-def assert_exact(name: str, *samples: tuple) -> None:
-    assert_as_accurate(loss_on(name, "triton"), loss_on(name, "reference"), list(samples))
+def assert_exact(name: str, *samples: tuple, twice: bool = False) -> None:
+    assert_as_accurate(loss_on(name, "triton"), loss_on(name, "reference"), list(samples), twice)
+
+
+def signed_error(found: Tensor, true: Tensor) -> float:
+    """The share of the true values by which the found ones are too large, on average; below 0 they are too small."""
+    return float(((found.double() - true) * true).sum() / true.square().sum())
 
 
 @pytest.fixture
@@ -70,9 +78,8 @@ def test_triton_is_as_exact_as_eager(name, dtype, rows, columns, dim, scale):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", LOSSES)
 def test_without_kept_dot_products(name, dtype, rows, columns, dim, nothing_kept):
-    assert_exact(
-        name, *(features(name, rows, columns, dim, 100.0, dtype, seed) for seed in range(2 if rows == 3 else 1))
-    )
+    samples = (features(name, rows, columns, dim, 100.0, dtype, seed) for seed in range(2 if rows == 3 else 1))
+    assert_exact(name, *samples, twice=True)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -80,7 +87,7 @@ def test_many_classes(dtype, nothing_kept):
     """The tiles for many columns, several of them in a program, and gradients whose sum is split."""
     columns = 40 * losses.gradient_config(16, losses.MANY + 1, dtype).other
     assert columns > losses.MANY
-    assert_exact("cosine_cross_entropy", features("cosine_cross_entropy", 2, columns, 9, 14.3, dtype))
+    assert_exact("cosine_cross_entropy", features("cosine_cross_entropy", 2, columns, 9, 14.3, dtype), twice=True)
 
 
 def test_programs_that_take_several_tiles(monkeypatch):
@@ -88,6 +95,37 @@ def test_programs_that_take_several_tiles(monkeypatch):
     for rows, columns in ((20, 200), (70, 40)):
         inputs = features("cosine_cross_entropy", rows, columns, 9, 14.3, torch.float32)
         assert_exact("cosine_cross_entropy", inputs)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradients_of_half_precision_are_not_biased(name):
+    """Slopes that were cut to tf32 would make all gradients smaller, by a third of its unit of 2**-10."""
+    v, w, labels, scale = features(name, 40, 60, 64, 14.3, torch.float16)
+    found = results(loss_on(name, "triton"), v, w, labels, scale)[1:3]
+    exact = results(loss_on(name, "reference"), v.double(), w.double(), labels, scale.double())[1:3]
+    for gradient, true in zip(found, exact, strict=True):
+        rounded = true.half()  # at best
+        assert abs(signed_error(gradient, true) - signed_error(rounded, true)) < 2**-16
+        assert (gradient.double() - true).norm() <= 1.1 * (rounded.double() - true).norm()
+
+
+@triton.jit
+def rounding_kernel(p_x, p_y, SIZE: tl.constexpr):
+    o_x = tl.arange(0, SIZE)
+    tl.store(p_y + o_x, nearest_tf32(tl.load(p_x + o_x)))
+
+
+def test_rounding_to_the_nearest_tf32():
+    x = torch.randn(1024, generator=torch.Generator().manual_seed(0)) ** 5
+    inf, nan = float("inf"), float("nan")
+    x[:6] = torch.tensor([inf, -inf, nan, nan, 0.0, 1 + 2**-11])
+    x.view(torch.int32)[3] = 0x7FFFFFFF  # what a GPU makes where there is no number
+    y = torch.empty_like(x)
+    rounding_kernel[1,](x, y, SIZE=1024)
+    assert y[0] == inf and y[1] == -inf and y[2].isnan() and y[3].isnan()
+    assert y[4] == 0 and y[5] == 1 + 2**-10
+    mantissa, exponent = torch.frexp(x[6:].double())
+    assert torch.equal(y[6:].double(), torch.ldexp((mantissa * 2**11).round(), exponent - 11))
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -198,12 +236,8 @@ def test_operators_pass_opcheck(name, rows, kept, monkeypatch):
         monkeypatch.setattr(losses, "KEPT_DOTS", 0)
     v, w, labels, scale = features(name, rows, 6, 7, 14.3, torch.float32)
     options = (10.0, "triton") if name == "soft_target_kl" else ("triton",)
-    leaves = [tensor.clone().requires_grad_() for tensor in (v, w)]
-    opcheck(getattr(OPS, name).default, (*leaves, labels, scale.clone().requires_grad_(), *options))
-    _, saved = getattr(OPS, name)(v, w, labels, scale, *options)
-    backward = (torch.tensor(0.7), v, w, saved, labels, scale, *options)
-    for needed in ((True, True), (False, True), (False, False)):
-        opcheck(getattr(OPS, f"{name}_backward").default, (*backward, *needed))
+    needs = ([True, True, False, True], [False, True, False, True], [False, False, False, True])
+    assert_operator_is_sound(name, (v, w, labels, scale, *options), needs)
 
 
 class BothLosses(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from benchmarks import traffic
 from m2clip.kernels import MSTAWeights
 from m2clip.kernels.triton import msta
 from m2clip.kernels.triton.msta import TimeConfig, time_candidates, time_config
-from tests.kernels.proof import assert_as_exact
+from tests.kernels.proof import assert_as_exact, assert_operator_is_sound, assert_proven
 from tests.kernels.test_msta import READINGS, autocast_results, problem, results
 
 # D, d: three, two, one and seven columns of a channel; wider than a tile of the convolution, and odd.
@@ -27,15 +28,6 @@ def memory_that_is_not_zero() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-def assert_proven(dtype: torch.dtype, inputs, weights, time, strided: bool = False) -> None:
-    truth = results(torch.float64, "reference", inputs, weights, time)
-    eager = results(dtype, "reference", inputs, weights, time)
-    ours = results(dtype, "triton", inputs, weights, time, strided)
-    assert_as_exact(truth, eager, ours)
-    again = results(dtype, "triton", inputs, weights, time, strided)
-    assert all(torch.equal(a, b) for a, b in zip(ours, again, strict=True))
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("joint", [False, True], ids=["per frame", "joint"])
 @pytest.mark.parametrize("frames", [1, 2, 3, 8])
@@ -43,7 +35,8 @@ def assert_proven(dtype: torch.dtype, inputs, weights, time, strided: bool = Fal
 def test_triton_is_as_exact_as_eager(reading, frames, joint, dtype):
     for dim, width in WIDTHS if dtype == torch.float32 and frames < 8 else WIDTHS[:2]:
         inputs, weights, time = problem(reading, frames, joint, dim=dim, width=width)
-        assert_proven(dtype, inputs, weights, time, strided=width % 2 == 1)
+        run = partial(results, inputs=inputs, weights=weights, time=time, strided=width % 2 == 1)
+        assert_proven(run, dtype, "triton", repeat=dim == WIDTHS[0][0])
 
 
 @pytest.mark.parametrize("joint", [False, True], ids=["per frame", "joint"])
@@ -52,13 +45,14 @@ def test_many_positions_and_few_sums(reading, joint, monkeypatch):
     """A program of the backward pass works on several blocks of positions and clips."""
     monkeypatch.setattr(msta, "MOST_SUMS", 2)
     inputs, weights, time = problem(reading, 3, joint, clips=3, positions=37, dim=24, width=12)
-    assert_proven(torch.float32, inputs, weights, time)
+    run = partial(results, inputs=inputs, weights=weights, time=time)
+    assert_proven(run, torch.float32, "triton", repeat=True)
 
 
 @pytest.mark.parametrize("reading", READINGS[:2])
 def test_class_tokens_alone(reading):
     inputs, weights, time = problem(reading, 2, True, clips=3, positions=0)
-    assert_proven(torch.float32, inputs, weights, time)
+    assert_proven(partial(results, inputs=inputs, weights=weights, time=time), torch.float32, "triton")
 
 
 @pytest.mark.parametrize("reading", READINGS)
@@ -116,16 +110,10 @@ def test_what_is_not_needed_changes_nothing(reading):
 def test_operator(reading):
     inputs, weights, time = problem(reading, 2, False, dim=12, width=4)
     x, base = (tensor.float() for tensor in inputs)
-    tensors = [w.float() for w in weights if torch.is_tensor(w)]
     options = (0 if time is None else 2, False, weights.after_up, 0.5, "triton")
-    leaves = [tensor.clone().requires_grad_() for tensor in (x, base, *tensors)]
-    for keep in (True, False):
-        args = (*leaves[:2], leaves[2:], *options, keep)
-        torch.library.opcheck(torch.ops.m2clip.msta_adapter.default, args)
-    y, first, second = torch.ops.m2clip.msta_adapter(x, base, tensors, *options, True)
-    for needs in ((True, True), (False, True), (True, False)):
-        args = (y, x, first, second, tensors, *options, *needs)
-        torch.library.opcheck(torch.ops.m2clip.msta_adapter_backward.default, args)
+    arguments = (x, base, [w.float() for w in weights if torch.is_tensor(w)], *options)
+    needs = ([True, False, True], [False, False, True], [True, False, False])
+    assert_operator_is_sound("msta_adapter", arguments, needs)
 
 
 def test_a_tile_holds_whole_channels_and_some_thousand_values():

@@ -68,6 +68,36 @@ def test_project_is_as_exact_as_torch(shape, columns, dtype, transposed, residua
     assert_as_exact([run(torch.float64, by_torch)], [run(dtype, by_torch)], [run(dtype, project)])
 
 
+def assert_deep_product_is_exact(dtype: torch.dtype) -> None:
+    a, b = values(20, 1024), values(1024, 64, seed=1)
+
+    def run(dtype: torch.dtype, how, of=torch.clone) -> list[Tensor]:
+        return [how(of(a.to(dtype)), of(b.to(dtype)), None, None, False, 1.0)]
+
+    terms = run(torch.float64, by_torch, torch.abs)
+    assert_as_exact(run(torch.float64, by_torch), run(dtype, by_torch), run(dtype, project), terms)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_sums_of_many_products(dtype):
+    assert_deep_product_is_exact(dtype)
+
+
+def test_sums_in_half_precision_would_be_seen(monkeypatch):
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    dot = InterpreterBuilder.create_dot
+
+    def rounded(*arguments):
+        sums = dot(*arguments)
+        sums.data = sums.data.astype("float16").astype("float32")
+        return sums
+
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", rounded)
+    with pytest.raises(AssertionError, match="usual"):
+        assert_deep_product_is_exact(torch.float16)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_sums_of_the_residual_are_those_of_all_rows(dtype):
     a, b, residual = (values(*shape, seed=i).to(dtype) for i, shape in enumerate(((2, 70, 20), (20, 50), (2, 70, 50))))

@@ -10,13 +10,24 @@ from torch.library import opcheck
 from torch.utils.flop_counter import FlopCounterMode
 
 from m2clip import kernels
-from m2clip.kernels import native
-
-from .test_losses import features
-from .test_masked_words import words
+from m2clip.kernels.native import extension as native
+from tests.kernels.test_losses import features
+from tests.kernels.test_masked_words import words
 
 needs_native = pytest.mark.skipif(native.extension is None, reason="no compiled extension")
 OPS = torch.ops.m2clip
+NEEDS = [(True, True, True), (True, False, True), (False, True, True), (False, False, True), (True, True, False)]
+
+
+def assert_loss_is_sound(name: str, needs: tuple[bool, ...], v: Tensor, w: Tensor, labels: Tensor, *rest) -> None:
+    """opcheck with gradients to those of v, w and the scale that need one."""
+    scale, *options = rest
+    own_v, own_w, own_scale = (x.clone().requires_grad_(need) for x, need in zip((v, w, scale), needs, strict=True))
+    opcheck(getattr(OPS, name).default, (own_v, own_w, labels, own_scale, *options, "native", any(needs)))
+    arguments = (v, w, labels, scale, *options, "native")
+    _, saved = getattr(OPS, name)(*arguments, True)
+    needed = [*needs[:2], False, needs[2]]
+    opcheck(getattr(OPS, f"{name}_backward").default, (torch.tensor(0.7), *arguments, saved, needed))
 
 
 def leaves(*tensors: Tensor) -> list[Tensor]:
@@ -25,26 +36,17 @@ def leaves(*tensors: Tensor) -> list[Tensor]:
 
 @needs_native
 @pytest.mark.parametrize("rows", [0, 1, 5])
-@pytest.mark.parametrize("needs", [(True, True), (True, False), (False, True), (False, False)], ids=str)
+@pytest.mark.parametrize("needs", NEEDS, ids=str)
 def test_cross_entropy_operators_pass_opcheck(rows, needs):
-    v, w, targets, scale = features(rows, 6, 7)
-    leaves = [tensor.clone().requires_grad_(need) for tensor, need in zip((v, w), needs, strict=True)]
-    opcheck(OPS.cosine_cross_entropy.default, (*leaves, targets, scale.clone().requires_grad_(), "native"))
-    _, saved = OPS.cosine_cross_entropy(v, w, targets, scale, "native")
-    backward = (torch.tensor(0.7), v, w, saved, targets, scale, "native", *needs)
-    opcheck(OPS.cosine_cross_entropy_backward.default, backward)
+    assert_loss_is_sound("cosine_cross_entropy", needs, *features(rows, 6, 7))
 
 
 @needs_native
 @pytest.mark.parametrize("rows", [0, 1, 5])
-@pytest.mark.parametrize("needs", [(True, True), (True, False), (False, True), (False, False)], ids=str)
+@pytest.mark.parametrize("needs", NEEDS, ids=str)
 def test_soft_target_operators_pass_opcheck(rows, needs):
     v, _, _, scale = features(rows, 6, 7)
-    labels, options = torch.arange(rows) // 2, (10.0, "native")
-    leaves = [tensor.clone().requires_grad_(need) for tensor, need in zip((v, 2 * v), needs, strict=True)]
-    opcheck(OPS.soft_target_kl.default, (*leaves, labels, scale.clone().requires_grad_(), *options))
-    _, saved = OPS.soft_target_kl(v, v, labels, scale, *options)
-    opcheck(OPS.soft_target_kl_backward.default, (torch.tensor(0.7), v, v, saved, labels, scale, *options, *needs))
+    assert_loss_is_sound("soft_target_kl", needs, v, 2 * v, torch.arange(rows) // 2, scale, 10.0)
 
 
 @pytest.mark.parametrize("needed", [(True, True, True), (True, False, True), (False, False, False)])

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
+from functorch.compile import make_boxed_func
 from torch import Tensor, nn
+from torch._dynamo.backends.common import aot_autograd
 
 from m2clip import kernels
-from m2clip.kernels import masked_words, native
-
-from .test_losses import is_float, loss_and_gradients, uninitialised_memory_is_nan
+from m2clip.kernels.native import extension as native
+from m2clip.kernels.ops import masked_words
+from tests.kernels.test_losses import is_float, loss_and_gradients, uninitialised_memory_is_nan
 
 needs_native = pytest.mark.skipif(native.extension is None, reason="no compiled extension")
 ROUNDINGS = 4 * torch.finfo(torch.float32).eps
@@ -148,3 +152,19 @@ def test_function_transforms():
     hidden, weight, bias, targets = words(9, 30, 16, dtype=torch.float64)
     found = torch.func.grad(lambda x: kernels.masked_word_loss(x, weight, bias, targets))(hidden)
     torch.testing.assert_close(0.7 * found, loss_and_gradients(eager, hidden, weight, bias, targets)[1])
+
+
+def test_no_cuda_graph_is_recorded_of_what_waits_for_the_gpu():
+    """torch.compile(mode="reduce-overhead") asks this of every operator, and records what lies around this one."""
+    from torch._inductor.utils import is_cudagraph_unsafe_fx_node
+
+    seen: dict[str, bool] = {}
+
+    def look(graph: torch.fx.GraphModule, _: list[Tensor]) -> Any:
+        seen.update((str(node.target), is_cudagraph_unsafe_fx_node(node)) for node in graph.graph.nodes)
+        return make_boxed_func(graph.forward)
+
+    torch._dynamo.reset()
+    torch.compile(kernels.masked_word_loss, backend=aot_autograd(fw_compiler=look))(*words(9, 30, 16))
+    assert seen["m2clip.masked_word_loss.default"]
+    assert not any(unsafe for name, unsafe in seen.items() if name != "m2clip.masked_word_loss.default")

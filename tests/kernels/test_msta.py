@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from m2clip import kernels
-from m2clip.kernels import MSTAWeights, TimeLayout, native, native_msta
-from tests.kernels.proof import assert_as_exact
+from m2clip.kernels import MSTAWeights, TimeLayout
+from m2clip.kernels.native import extension as native
+from m2clip.kernels.native import msta as native_msta
+from tests.kernels.proof import assert_as_exact, assert_operator_is_sound, assert_proven
 
 needs_extension = pytest.mark.skipif(native.extension is None, reason=f"no compiled extension: {native.MISSING}")
 READINGS = ("grouped", "after_up", "text")
@@ -38,14 +42,18 @@ def tokens(time: TimeLayout | None, clips: int, positions: int, dim: int) -> tup
     return (clips, 1 + positions * time.num_frames, dim) if time.joint else (clips * time.num_frames, positions, dim)
 
 
-def results(dtype: torch.dtype, backend: str, inputs: list[Tensor], weights: MSTAWeights, time, strided=False):
+def results(
+    dtype: torch.dtype, backend: str, inputs: list[Tensor], weights: MSTAWeights, time, strided=False, of=Tensor.detach
+):
     """Output and gradients of x, base and all weights."""
-    leaves = [tensor.to(dtype).requires_grad_() for tensor in (*inputs, *(w for w in weights if torch.is_tensor(w)))]
+    leaves = [
+        of(tensor).to(dtype).requires_grad_() for tensor in (*inputs, *(w for w in weights if torch.is_tensor(w)))
+    ]
     x, base, *rest = leaves
     if strided:
         x, base = (tensor.transpose(1, 2).contiguous().transpose(1, 2) for tensor in (x, base))
     y = kernels.msta_adapter(x, base, MSTAWeights(*rest, after_up=weights.after_up), time, scale=0.3, backend=backend)
-    slope = torch.randn(y.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64).to(dtype)
+    slope = of(torch.randn(y.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)).to(dtype)
     if strided:
         slope = slope.transpose(1, 2).contiguous().transpose(1, 2)
     return [y, *torch.autograd.grad(y, leaves, slope)]
@@ -96,13 +104,9 @@ def test_groups_of_several_channels_are_the_reference_s():
 def test_native_is_as_exact_as_eager(reading, frames, joint):
     for dim, width in ((48, 16), (21, 7), (32, 32)):
         inputs, weights, time = problem(reading, frames, joint, dim=dim, width=width)
-        truth = results(torch.float64, "reference", inputs, weights, time)
+        run = partial(results, inputs=inputs, weights=weights, time=time, strided=width == 7)
         for dtype in (torch.float32, torch.bfloat16):
-            eager = results(dtype, "reference", inputs, weights, time)
-            ours = results(dtype, "native", inputs, weights, time, strided=width == 7)
-            assert_as_exact(truth, eager, ours)
-            again = results(dtype, "native", inputs, weights, time, strided=width == 7)
-            assert all(torch.equal(a, b) for a, b in zip(ours, again, strict=True))
+            assert_proven(run, dtype, "native", repeat=True)
 
 
 @needs_extension
@@ -113,13 +117,8 @@ def test_long_and_empty_batches_and_every_instruction_set():
             native.extension.select_instruction_set(name)  # stays as it was where the processor lacks it
             for joint in (False, True):
                 inputs, weights, time = problem("grouped", 4, joint, clips=3, positions=150, dim=96, width=32)
-                truth, eager, ours = (
-                    results(*how, inputs, weights, time)
-                    for how in (
-                        *((torch.float64, "reference"), (torch.float32, "reference"), (torch.float32, "native")),
-                    )
-                )
-                assert_as_exact(truth, eager, ours)
+                run = partial(results, inputs=inputs, weights=weights, time=time)
+                assert_proven(run, torch.float32, "native")
     finally:
         native.extension.select_instruction_set(before)
     for reading in READINGS:
@@ -163,16 +162,11 @@ def test_memory_that_is_not_zero(monkeypatch):
 @pytest.mark.parametrize("reading", READINGS)
 def test_operator(reading):
     inputs, weights, time = problem(reading, 2, False, dim=12, width=4)
-    x, base = (tensor.float().requires_grad_() for tensor in inputs)
-    tensors = [w.float().requires_grad_() for w in weights if torch.is_tensor(w)]
+    x, base = (tensor.float() for tensor in inputs)
     options = (0 if time is None else 2, False, weights.after_up, 0.5, "native")
-    for keep in (True, False):
-        torch.library.opcheck(torch.ops.m2clip.msta_adapter.default, (x, base, tensors, *options, keep))
-    plain = [tensor.detach() for tensor in tensors]
-    y, first, second = torch.ops.m2clip.msta_adapter(x.detach(), base.detach(), plain, *options, True)
-    for needs in ((True, True), (False, True), (True, False)):
-        args = (y, x.detach(), first, second, plain, *options, *needs)
-        torch.library.opcheck(torch.ops.m2clip.msta_adapter_backward.default, args)
+    arguments = (x, base, [w.float() for w in weights if torch.is_tensor(w)], *options)
+    needs = ([True, False, True], [False, False, True], [True, False, False])
+    assert_operator_is_sound("msta_adapter", arguments, needs)
 
 
 @needs_extension

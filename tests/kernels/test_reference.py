@@ -10,7 +10,8 @@ import torch.nn.functional as F
 
 from m2clip import kernels
 from m2clip.adapters import TEDAdapter
-from m2clip.kernels import BranchWeights, TEDWeights, reference
+from m2clip.kernels import BranchWeights, TEDWeights
+from m2clip.kernels.ops.bottleneck import ACTIVATIONS
 
 DIM, WIDTH = 6, 4
 
@@ -125,7 +126,7 @@ def test_ted_adapter_gradients(shared, sequential):
     assert torch.autograd.gradcheck(run, (x, *tensors))
 
 
-@pytest.mark.parametrize("activation", list(reference.ACTIVATIONS))
+@pytest.mark.parametrize("activation", list(ACTIVATIONS))
 @pytest.mark.parametrize("residual", [True, False])
 def test_bottleneck_adapter_gradients_and_formula(activation, residual):
     torch.manual_seed(0)
@@ -203,7 +204,7 @@ def test_long_masked_word_lists_are_chunked_without_changing_the_loss(monkeypatc
     hidden, weight, bias = torch.randn(20, DIM), torch.randn(7, DIM), torch.randn(7)
     targets = torch.randint(0, 7, (20,))
     whole = kernels.masked_word_loss(hidden, weight, bias, targets)
-    monkeypatch.setattr("m2clip.kernels.masked_words.CHUNK", 21)
+    monkeypatch.setattr("m2clip.kernels.ops.masked_words.CHUNK", 21)
     torch.testing.assert_close(kernels.masked_word_loss(hidden, weight, bias, targets), whole)
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
-import torch
 
 from m2clip.cli import main
-from m2clip.kernels import native, native_ted, selfcheck
+from m2clip.kernels import selfcheck
 from m2clip.kernels.build_info import instruction_sets
 from m2clip.kernels.dispatch import OPERATIONS
-from m2clip.kernels.implementations import implemented
+from m2clip.kernels.native import extension as native
+from m2clip.kernels.native import ted as native_ted
+from m2clip.kernels.ops.operator import IMPLEMENTATIONS
 
 needs_native = pytest.mark.skipif(native.extension is None, reason="no compiled extension here")
 
@@ -31,12 +35,31 @@ def test_every_operation_is_right(capsys: pytest.CaptureFixture[str]) -> None:
     assert {"triton", "cuda"} <= set(found["not_checked"])
     assert (native.extension and native.extension.instruction_set()) == before
     if native.extension is not None:
-        able = {op for op in OPERATIONS if implemented(op, "native")}
+        able = {op for op in OPERATIONS if "native" in IMPLEMENTATIONS.get(op, ())}
         assert {check["op"] for check in found["checks"]} == {*able, "masked_word_loss"}
         labels = {check["backend"] for check in found["checks"] if check["op"] == "ted_adapter"}
         assert labels == {f"native {name}" for name in instruction_sets()}
     tensors = {check["tensor"] for check in found["checks"] if check["op"] == "masked_word_loss"}
     assert tensors == {"output", "gradient of hidden", "gradient of weight", "gradient of bias"}
+
+
+def crashing_check(work: tuple[int, str], backends: Sequence[str]) -> list[selfcheck.Check]:
+    """In a process of the pool: the second case ends it."""
+    if work[0] == 1:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return [selfcheck.Check("op", backend, work[1], f"case {work[0]}", "output", 0.0, 1.0) for backend in backends]
+
+
+def test_a_kernel_that_ends_its_process_is_named_and_the_others_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selfcheck, "_check_number", crashing_check)
+    work = [(number, "fp32") for number in range(4)]
+    found = list(selfcheck._in_parallel(work, ["triton", "cuda"]))
+    assert [[check.passed for check in checks] for checks in found] == [[True] * 2, [False] * 2, [True] * 2, [True] * 2]
+    wrong = found[1]
+    assert [check.backend for check in wrong] == ["triton", "cuda"]
+    assert {(check.case, check.message) for check in wrong} == {
+        (list(selfcheck.all_cases())[1].name, "its process was ended")
+    }
 
 
 @needs_native
@@ -114,8 +137,3 @@ def test_bad_options(options: tuple[str, ...], capsys: pytest.CaptureFixture[str
         code = end.code
     err = capsys.readouterr().err
     assert code == 2 and err.count("\n") == 1 and options[-1] in err
-
-
-def test_an_error_where_the_truth_is_zero() -> None:
-    zero = torch.zeros(3, dtype=torch.float64)
-    assert selfcheck._error(zero.float(), zero) == 0 and selfcheck._error(zero + 1e-3, zero) == 1e-3

@@ -1,0 +1,1 @@
+"""The backend "cuda": CUDA C++ on NVIDIA GPUs."""

@@ -1,0 +1,1 @@
+"""The backend "native": C++ on the CPU."""

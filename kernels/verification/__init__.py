@@ -1,0 +1,1 @@
+"""A kernel is compared with the reference once on a machine, in a process of its own, before "auto" takes it there."""

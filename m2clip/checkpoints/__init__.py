@@ -1,0 +1,1 @@
+"""Weights on the disk: adapters with their configuration, and the authors' own checkpoints."""

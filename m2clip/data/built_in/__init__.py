@@ -1,0 +1,1 @@
+"""The built-in data sets, drawn on this machine."""

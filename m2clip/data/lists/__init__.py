@@ -1,0 +1,1 @@
+"""Lists of videos and their class names, in every format that people write."""

@@ -1,0 +1,1 @@
+"""Data sets stored for fast reading."""

@@ -1,0 +1,1 @@
+"""Open videos: the frames of a file or a folder, by index."""

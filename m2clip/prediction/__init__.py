@@ -1,0 +1,1 @@
+"""What happens in videos: in one, in parts of a long one, in one that is still going on."""

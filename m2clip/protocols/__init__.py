@@ -1,0 +1,1 @@
+"""Comparisons of several runs: few-shot, base to novel, and the demonstration."""
