@@ -40,7 +40,9 @@ def open_growing(source: str, timeout: float, stopped: Callable[[], bool]) -> Pi
 
 
 class Pipe:
-    """Reading waits for what comes."""
+    """Reading waits for what comes; `start` is the first eight bytes."""
+
+    start = b""
 
     def __init__(self, descriptor: int, stopped: Callable[[], bool]) -> None:
         self._descriptor, self._stopped = descriptor, stopped
@@ -49,12 +51,16 @@ class Pipe:
         """At most so many bytes, none at the end."""
         while not self._stopped():
             if select.select([self._descriptor], [], [], 0.2)[0]:
-                return os.read(self._descriptor, count)
+                data = os.read(self._descriptor, count)
+                self.start += data[: 8 - len(self.start)]
+                return data
         return b""
 
 
 class Growing:
-    """At the end of the file reading waits for more, unless nothing was written for long."""
+    """At the end of the file reading waits for more, unless nothing was written for long; `start` is as in a pipe."""
+
+    start = b""
 
     def __init__(self, descriptor: int, timeout: float, stopped: Callable[[], bool]) -> None:
         self._file, self._timeout, self._stopped = os.fdopen(descriptor, "rb", buffering=0), timeout, stopped
@@ -62,10 +68,11 @@ class Growing:
     def read(self, count: int) -> bytes:
         """At most so many bytes, none at the end."""
         while not self._stopped():
-            data = self._file.read(count)
+            data = self._file.read(count) or b""
+            self.start += data[: 8 - len(self.start)]
             written = os.fstat(self._file.fileno()).st_mtime
             if data or time.time() - written > self._timeout:
-                return data or b""
+                return data
             time.sleep(0.05)
         return b""
 

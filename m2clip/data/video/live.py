@@ -42,6 +42,8 @@ _WAITING = ("tcp", "http", "https")  # which send no faster than what they send 
 _FORMATS = ",".join((*FORMATS, "rtsp", "rtp", "sdp", "mpjpeg", "live_flv"))
 # Little is looked at before the first frame: a second, and a million bytes.
 _OPTIONS = {"analyzeduration": "1000000", "probesize": "1000000"}
+# What an mp4's first box is called. Its table of contents is written last.
+_MP4 = (b"ftyp", b"moov", b"mdat", b"wide")
 _UNFINISHED = "; an mp4 is no video before its end: record mkv, ts or fragmented mp4"
 # Clocks differ: a sender's second may be so much longer than ours.
 _DRIFT = 1e-3
@@ -168,7 +170,8 @@ class LiveVideo:
         except (av.FFmpegError, ValueError) as error:
             if isinstance(error, av.error.ExitError):
                 raise InputError(f"{self.name}: nothing came for {self._timeout:g} s: is something sent?") from None
-            raise InputError(f"{self.name}: no readable video ({reason(error)})") from None
+            unfinished = getattr(opened, "start", b"")[4:] in _MP4
+            raise InputError(f"{self.name}: no readable video ({reason(error)}){_UNFINISHED * unfinished}") from None
 
     def _run(self) -> None:
         """Open the source and take packets as they come, in a thread of its own: an interrupt does not wait for it."""
@@ -194,7 +197,7 @@ class LiveVideo:
             self._stream = video_streams(self.name, container)[0]
         except InputError as error:
             unfinished = "mp4" in container.format.name
-            raise InputError(f"{error}{_UNFINISHED if unfinished else ''}") from None
+            raise InputError(f"{error}{_UNFINISHED * unfinished}") from None
         self._stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
         self._stream.thread_count = 1
         # Frames may be looked at when the source is closed, and with it what it says of itself.
