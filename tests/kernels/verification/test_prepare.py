@@ -187,7 +187,17 @@ def test_one_process_verifies_and_all_run_the_same(tmp_path, monkeypatch, case, 
     script, root = tmp_path / "group.py", pathlib.Path(__file__).parents[3]
     script.write_text(GROUP)
     monkeypatch.setenv("PYTHONPATH", str(root))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", script, case, tmp_path]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--standalone",
+        script,
+        case,
+        tmp_path,
+    ]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     assert [(tmp_path / f"rank{rank}").read_text() for rank in (0, 1)] == [f"{backends} 2", f"{backends} 0"]
