@@ -190,6 +190,14 @@ class DataConfig:
     shuffle: Literal["full", "shards"] = setting(
         "full", "training", "shards: for a pack on a disk that is slow to seek, videos from a few shards at a time"
     )
+    repeat: int = setting(
+        1,
+        "training",
+        "passes over the training videos in one epoch: for lists so short that epochs would end every few steps",
+        unit="passes",
+        at_least=1,
+        at_most=1_000_000,
+    )
     isolate: bool = setting(
         False, "nothing", "decode in child processes: a video that crashes or hangs its decoder counts as unreadable"
     )

@@ -248,10 +248,11 @@ class EpochSampler(Sampler[tuple[int, int]]):
         shuffle: random order, or ascending.
         shards: where each item is stored; if given, a random order takes items of a few shards at a time (see
             `shard_order`).
+        repeat: passes over all items in one epoch, each in an order and with epoch numbers of its own.
         rank: this process.
         world_size: number of processes.
         start: samples of this process that were already consumed in this epoch.
-        drop_last: drop the last length % world_size items of the order, so that all processes have equally many.
+        drop_last: drop the last items of the order that not all processes would have.
     """
 
     def __init__(
@@ -262,6 +263,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         epoch: int = 0,
         shuffle: bool = False,
         shards: Sequence[Hashable] | None = None,
+        repeat: int = 1,
         rank: int = 0,
         world_size: int = 1,
         start: int = 0,
@@ -270,23 +272,32 @@ class EpochSampler(Sampler[tuple[int, int]]):
         if not 0 <= rank < world_size:
             raise ValueError(f"rank must be one of 0 to {world_size - 1}, not {rank}")
         self.length, self.seed, self.epoch, self.shuffle, self.shards = length, seed, epoch, shuffle, shards
+        self.repeat = repeat
         self.rank, self.world_size, self.start, self.drop_last = rank, world_size, start, drop_last
 
     def _positions(self) -> range:
-        used = self.length - self.length % self.world_size if self.drop_last else self.length
+        length = self.length * self.repeat
+        used = length - length % self.world_size if self.drop_last else length
         return range(self.rank, used, self.world_size)[self.start :]
 
     def __len__(self) -> int:
         return len(self._positions())
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
+        first = self.epoch * self.repeat
+        passes = [self._order(first + number) for number in range(self.repeat)]
+        places = (divmod(position, self.length) for position in self._positions())
+        return iter([(first + number, passes[number][place]) for number, place in places])
+
+    def _order(self, number: int) -> list[int]:
+        """All indices as one pass takes them."""
         order = list(range(self.length))
-        rng = random.Random(f"{self.seed}/{self.epoch}")
+        rng = random.Random(f"{self.seed}/{number}")
         if self.shuffle and self.shards is not None:
             order = shard_order(self.shards, rng)
         elif self.shuffle:
             rng.shuffle(order)
-        return iter([(self.epoch, order[position]) for position in self._positions()])
+        return order
 
 
 def shard_order(shards: Sequence[Hashable], rng: random.Random) -> list[int]:

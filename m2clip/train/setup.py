@@ -239,12 +239,13 @@ def batches_per_epoch(config: RunConfig, dataset: ClipDataset) -> int:
                 f"episodes.per_epoch is {len(dataset)}, fewer than the {processes} processes: each of them needs one"
             )
         return len(dataset) // processes
-    if len(dataset) // processes < batch:
+    clips = len(dataset) * config.data.repeat // processes
+    if clips < batch:
         raise InputError(
             f"{config.data.train} lists {len(dataset)} videos, fewer than optim.batch_size x processes "
-            f"({batch} x {processes}): use a smaller optim.batch_size"
+            f"({batch} x {processes}): use a smaller optim.batch_size, or a larger data.repeat"
         )
-    return len(dataset) // processes // batch
+    return clips // batch
 
 
 def epoch_batches(
@@ -276,6 +277,7 @@ def epoch_batches(
         epoch=epoch,
         shuffle=not episodes,
         shards=_shards(config, dataset),
+        repeat=1 if episodes else config.data.repeat,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
         start=done if episodes else done * size,

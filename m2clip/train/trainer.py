@@ -174,7 +174,7 @@ class _Trainer:
                 total_steps=total_steps,
                 warmup_steps=warmup_steps,
                 samples_per_step=self.samples_per_step,
-                videos=len(annotations.items),
+                videos=len(annotations.items) * config.data.repeat,
             ),
             check_flip(config, class_names),
         ]

@@ -291,6 +291,16 @@ def test_drop_last_gives_all_processes_equally_many() -> None:
     assert len({index for shard in shards for _, index in shard}) == 8
 
 
+def test_an_epoch_of_several_passes_is_these_passes_in_a_row() -> None:
+    single = [list(EpochSampler(5, seed=4, epoch=epoch, shuffle=True)) for epoch in range(6)]
+    for epoch in range(2):
+        whole = list(EpochSampler(5, seed=4, epoch=epoch, shuffle=True, repeat=3))
+        assert whole == [pair for number in range(3) for pair in single[3 * epoch + number]]
+        options = {"seed": 4, "epoch": epoch, "shuffle": True, "repeat": 3, "world_size": 2, "drop_last": True}
+        assert [list(EpochSampler(5, rank=rank, **options)) for rank in range(2)] == [whole[0:14:2], whole[1:14:2]]
+        assert list(EpochSampler(5, rank=1, start=4, **options)) == whole[9:14:2]
+
+
 @pytest.mark.parametrize("drop_last", [False, True])
 def test_sampler_resumes_where_it_stopped(drop_last: bool) -> None:
     options = {"seed": 4, "epoch": 1, "shuffle": True, "rank": 1, "world_size": 3, "drop_last": drop_last}
