@@ -59,6 +59,19 @@ def tag_file(name: str, tag: str, facts: dict[str, Any], offline: bool) -> Path:
     )
 
 
+def is_kept(name: str, tag: str) -> bool:
+    """Whether the weights of a tag of open_clip's are on this machine.
+
+    Args:
+        name: the architecture.
+        tag: one of its tags.
+    """
+    import open_clip
+
+    facts = open_clip.get_pretrained_cfg(name, tag)
+    return bool(facts) and _kept_file(facts) is not None
+
+
 def _kept_file(facts: dict[str, Any]) -> Path | None:
     """What an earlier download left on this machine."""
     from huggingface_hub import try_to_load_from_cache

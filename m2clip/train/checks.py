@@ -53,16 +53,25 @@ def check_flip(config: RunConfig, class_names: Sequence[str]) -> str | None:
     """One line where clips are mirrored though class names tell left from right; None where they are not or do not."""
     if not config.data.flip or config.data.augmentation not in _FLIPPED:
         return None
+    found = classes_of_left_and_right(class_names)
+    if not found:
+        return None
+    return f"half of the clips are mirrored, but classes tell left from right ({some(found)}): use data.flip=false"
+
+
+def classes_of_left_and_right(class_names: Sequence[str]) -> list[str]:
+    """The class names that tell left from right, which a mirrored clip makes wrong."""
     words = {name: " ".join(re.findall(r"[^\W\d_]+", prompt_name(name).lower())) for name in class_names}
     found = [name for name, text in words.items() if _HANDED.search(text)]
     # Classes that differ in the letters l and r alone, such as "wave L" and "wave R".
     swapped = {text: re.sub(r"\b[lr]\b", lambda letter: "lr"["rl".index(letter[0])], text) for text in words.values()}
     texts = set(words.values())
-    found += [name for name, text in words.items() if swapped[text] != text and swapped[text] in texts]
-    if not found:
-        return None
-    named = ", ".join(repr(name) for name in found[:2]) + (f" and {len(found) - 2} more" if len(found) > 2 else "")
-    return f"half of the clips are mirrored, but classes tell left from right ({named}): use data.flip=false"
+    return found + [name for name, text in words.items() if swapped[text] != text and swapped[text] in texts]
+
+
+def some(names: Sequence[str]) -> str:
+    """The first two names, and how many more there are."""
+    return ", ".join(repr(name) for name in names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
 
 
 def check_loss(rows: Sequence[dict[str, str]]) -> str | None:

@@ -20,6 +20,7 @@ from m2clip.data.episodes import EpisodeShape, class_videos
 from m2clip.data.lists.annotations import Annotations, list_hash, load_annotations, packed_hash
 from m2clip.data.lists.label_sets import match_key
 from m2clip.data.loading import load
+from m2clip.data.train_lists import FOLDER, RECORD
 from m2clip.errors import InputError
 from m2clip.files.disk import read_text
 from m2clip.files.folders import check_apart
@@ -78,6 +79,8 @@ def check_folder(config: RunConfig) -> None:
     """
     folder = Path(config.output)
     names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    if (folder / FOLDER / RECORD).is_file():
+        names.discard(FOLDER)
     if not names or list_checkpoints(folder / "checkpoints"):
         return
     others = sorted(names - _BEGUN)

@@ -19,6 +19,16 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(takes_overrides=True)
 
 
+def take_word(rest: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The first word that is neither an option nor the value of one, and the others; None where there is none."""
+    waiting = False
+    for place, word in enumerate(rest):
+        if not waiting and not word.startswith("--"):
+            return word, [*rest[:place], *rest[place + 1 :]]
+        waiting = not waiting and "=" not in word
+    return None, list(rest)
+
+
 def join_overrides(rest: Sequence[str]) -> list[str]:
     """ "--a.b 1 --c=2" as ["a.b=1", "c=2"].
 

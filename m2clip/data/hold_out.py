@@ -1,0 +1,78 @@
+"""Which videos of a list are held out of training: a share of each class, and no source video on both sides."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import Counter
+from collections.abc import Sequence
+from fractions import Fraction
+
+from m2clip.data.lists.rows import VideoItem
+
+
+def hold_out(items: Sequence[VideoItem], share: float = 0.2, seed: int = 0) -> tuple[list[int], list[int]]:
+    """Draw the videos to be held out.
+
+    Items of one file, such as its segments, stay together. Of each class at least one item stays in training. Where
+    every file stands once, the numbers are exactly those of `shares`; else as near to them as whole files allow.
+
+    Args:
+        items: the videos.
+        share: of the items, above 0 and below 1.
+        seed: of the draw.
+
+    Returns:
+        Positions of the items of training and of those held out, both in the order of the list; the latter are none
+        where nothing can be spared.
+    """
+    rng = random.Random(f"{seed}/hold out")
+    sources: dict[str, list[int]] = {}
+    for place, item in enumerate(items):
+        sources.setdefault(os.path.realpath(item.path), []).append(place)
+    left = Counter(item.label for item in items)
+    wanted = shares(left, share, rng)
+    order = list(sources.values())
+    rng.shuffle(order)
+    chosen: list[list[int]] = []
+    for places in order:
+        labels = Counter(items[place].label for place in places)
+        nearer = sum(abs(wanted[label] - count) - abs(wanted[label]) for label, count in labels.items()) < 0
+        if nearer and all(count < left[label] for label, count in labels.items()):
+            chosen.append(places)
+            left -= labels
+            wanted.subtract(labels)
+    if not chosen:
+        # Files of many segments are each too much: the shortest that training can spare.
+        spared = [
+            places
+            for places in order
+            if all(count < left[label] for label, count in Counter(items[place].label for place in places).items())
+        ]
+        chosen = [min(spared, key=len)] if spared else []
+    out = sorted(place for places in chosen for place in places)
+    held = set(out)
+    return [place for place in range(len(items)) if place not in held], out
+
+
+def shares(counts: Counter[int], share: float, rng: random.Random) -> Counter[int]:
+    """How many items of each class to hold out, by largest remainders.
+
+    In all it is the share of all items to the nearest whole number, one at least; each class keeps one item.
+
+    Args:
+        counts: items of each class.
+        share: of them.
+        rng: decides between classes of equal remainders.
+    """
+    exact = {label: Fraction(share).limit_denominator(1000) * count for label, count in counts.items()}
+    found = Counter({label: min(int(value), counts[label] - 1) for label, value in exact.items()})
+    order = sorted(exact)
+    rng.shuffle(order)
+    order.sort(key=lambda label: int(exact[label]) - exact[label])  # stable: the largest remainder first
+    missing = max(1, round(sum(exact.values()))) - found.total()
+    for label in order:
+        if missing > 0 and found[label] < counts[label] - 1:
+            found[label] += 1
+            missing -= 1
+    return found

@@ -1,0 +1,216 @@
+"""Training on somebody's own videos, of which nothing is known: lists, a plan by the rule of `auto`, and the run."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from m2clip import distributed
+from m2clip.config import RunConfig, load_config
+from m2clip.data.train_lists import FOLDER, Progress, TrainLists, prepare_lists
+from m2clip.errors import InputError, Notice
+from m2clip.files.kept_work import read_record, write_result
+from m2clip.towers.loading import TINY
+from m2clip.towers.sources import open_vision
+from m2clip.towers.weight_sources import is_kept
+from m2clip.train import auto, trainer
+from m2clip.train.checks import classes_of_left_and_right, some
+from m2clip.train.setup import base_clip, check_output, clips_per_pass, training_list
+from m2clip.train.state import Progress as StepsDone
+
+REAL = "ViT-B-16-quickgelu", "openai"  # taken by itself where its weights are on the machine
+PLAN = "plan.json"
+# How long the speed is measured: after the first step, until so many seconds or steps have gone by.
+_TIMED_SECONDS, _TIMED_STEPS = 5.0, 30
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do.
+
+    Attributes:
+        overrides: fields of the configuration that the rule has filled in, as `load_config` takes them.
+        steps: optimiser steps.
+        clips: of a step.
+        per_clip: seconds of a clip as measured before the run; None in several processes.
+        minutes: that training and validations take at this speed; None where it is not known.
+    """
+
+    overrides: list[str]
+    steps: int
+    clips: int
+    per_clip: float | None
+    minutes: float | None
+
+
+def train_on_videos(
+    videos: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    minutes: float | None = None,
+    device: torch.device,
+    resume: bool = True,
+    say: Say | None = print,
+    progress: Progress | None = None,
+) -> tuple[RunConfig, TrainLists, Plan]:
+    """Train on a folder or list of videos; the same call again resumes the run.
+
+    All processes of a group take part.
+
+    Args:
+        videos: a folder with a sub-folder per class, one of train/class/ and val/class/, a list or a pack.
+        overrides: fields of the configuration, which the rule then leaves alone.
+        minutes: the longest that training may take; None takes what the rule thinks right.
+        device: where to train.
+        resume: as for `m2clip.train.trainer.run`.
+        say: receives the lines of the plan; None keeps quiet.
+        progress: called with the numbers of files looked at and of all files.
+
+    Returns:
+        The configuration that the run has, its lists and its plan.
+
+    Raises:
+        InputError: videos that cannot be trained on, settings that do not fit, or too little time for a step.
+    """
+    tell: Say = say if say is not None and distributed.is_main() else lambda line: None
+    given = {override.lstrip("-").partition("=")[0] for override in overrides}
+    if minutes is not None and "optim.epochs" in given:
+        raise InputError("--minutes and --optim.epochs both say how long to train: give one of them")
+    if minutes is not None and distributed.world_size() > 1:
+        raise InputError("--minutes measures the speed of one process: give --optim.epochs to several")
+    fixed = [] if "output" in given else [f"output=runs/{Path(videos).resolve().stem or 'videos'}"]
+    config = load_config(auto.RECIPE, [f"data.train={videos}", *fixed, *overrides])
+    check_output(config)
+    folder = Path(config.output) / FOLDER
+    lists = _lists(config, folder, progress)
+    for line in lists.told:
+        tell(line)
+    fixed += [f"data.train={folder / lists.train}", f"data.classes={folder / lists.classes}"]
+    fixed += [f"data.val={'null' if lists.val is None else folder / lists.val}", f"data.format={lists.format}"]
+    fixed += ["data.root=null", "data.train_split=null", "data.val_split=null", "data.allow_mismatched_folders=true"]
+    kept = read_record(folder / PLAN)
+    plan = Plan(**kept) if kept else _plan([*overrides, *fixed], given, device, minutes, lists)
+    plan = distributed.gather_objects(plan)[0]
+    if kept and minutes is not None:
+        tell(f"--minutes changes nothing: {config.output} resumes with the plan that it began with")
+    config = load_config(auto.RECIPE, [*plan.overrides, *overrides, *fixed])
+    if distributed.is_main() and not kept:
+        write_result(asdict(plan), folder / PLAN)
+    for line in describe(config, lists, plan, device):
+        tell(line)
+    trainer.run(config, resume=resume, device=device, quiet=say is None)
+    return config, lists, plan
+
+
+def _lists(config: RunConfig, folder: Path, progress: Progress | None) -> TrainLists:
+    """The lists, which the main process makes or finds."""
+    found: list[TrainLists] = []
+    with distributed.locked_by_main(config.output, "training"):
+        distributed.by_main(lambda: found.append(prepare_lists(config.data, folder, config.seed, progress)))
+    return distributed.gather_objects(found)[0][0]
+
+
+def _plan(
+    overrides: Sequence[str], given: set[str], device: torch.device, minutes: float | None, lists: TrainLists
+) -> Plan:
+    """What the rule says of these videos and this machine, with as many steps as fit into the time."""
+    first = [f"model.clip={REAL[0]}"] if not given & {"model.clip", "model.pretrained"} and is_kept(*REAL) else []
+    config = load_config(auto.RECIPE, [*first, *overrides])
+    annotations, names = training_list(config)
+    stem, blocks = open_vision(base_clip(config.model))
+    tower = auto.Tower(stem.num_prefix_tokens + math.prod(stem.grid), stem.width, len(blocks))
+    processes = distributed.world_size()
+    machine = auto.this_machine(device, processes)
+    fields = auto.choose(config, given, len(annotations), names, machine, tower)
+    config = load_config(auto.RECIPE, [*first, *_written(fields), *overrides])
+    clips = clips_per_pass(config) * config.optim.accumulate * processes
+    per_clip = None if processes > 1 else seconds_per_clip(config, device)
+    if minutes is not None and per_clip is not None:
+        fitting = auto.steps_in(60 * minutes, per_clip, clips, lists.counts["val"])
+        if fitting < 1:
+            raise InputError(
+                f"--minutes {minutes:g} is too short: a step takes {clips * per_clip:.2g} seconds here, and "
+                f"{auto.ROUNDS + 1} validations of {lists.counts['val']} videos are made"
+            )
+        if fitting < auto.steps_in_all(config, len(annotations), processes):
+            repeat, epochs = auto.epochs_of(fitting, len(annotations), clips)
+            fields |= {"data.repeat": repeat, "optim.epochs": epochs, "optim.warmup_epochs": auto.WARM_UP * epochs}
+            config = load_config(auto.RECIPE, [*first, *_written(fields), *overrides])
+    steps = auto.steps_in_all(config, len(annotations), processes)
+    seen = steps * clips + (config.optim.epochs + 1) * lists.counts["val"]
+    return Plan([*first, *_written(fields)], steps, clips, per_clip, None if per_clip is None else seen * per_clip / 60)
+
+
+def _written(fields: dict[str, Any]) -> list[str]:
+    return [f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in fields.items()]
+
+
+class _EnoughError(Exception):
+    """The speed has been measured."""
+
+
+def seconds_per_clip(config: RunConfig, device: torch.device) -> float | None:
+    """How long a clip of training takes, by the first steps of a run that is thrown away; None where it has one step.
+
+    Args:
+        config: the run.
+        device: where to train.
+
+    Raises:
+        InputError: what the run itself would raise.
+    """
+    times: list[float] = []
+
+    def on_step(done: StepsDone) -> None:
+        times.append(time.monotonic())
+        if len(times) > _TIMED_STEPS or (len(times) > 1 and times[-1] - times[0] >= _TIMED_SECONDS):
+            raise _EnoughError
+
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore", Notice)
+        short = deepcopy(config)
+        short.output, short.data.val, short.checkpoint_every = f"{folder}/run", None, 0
+        with suppress(_EnoughError):
+            trainer.run(short, device=device, quiet=True, on_step=on_step)
+    if len(times) < 2:
+        return None
+    clips = clips_per_pass(config) * config.optim.accumulate
+    return (times[-1] - times[0]) / (len(times) - 1) / clips
+
+
+def describe(config: RunConfig, lists: TrainLists, plan: Plan, device: torch.device) -> list[str]:
+    """The plan in a few lines."""
+    model, optim = config.model, config.optim
+    train, val = lists.counts["train"], lists.counts["val"]
+    lines = [f"{train} videos to train on, {val} to score by, {lists.classes_used} classes"]
+    if model.clip == TINY:
+        lines.append(
+            f"{model.method} on the bundled tiny CLIP, which knows little but simple shapes; for real videos "
+            f"give --clip {REAL[0]}, whose weights are downloaded once"
+        )
+    else:
+        lines.append(f"{model.method} on {model.clip} ({model.pretrained})")
+    _, names = training_list(config)
+    if not config.data.flip and (found := classes_of_left_and_right(names)):
+        lines.append(f"clips are not mirrored: classes tell left from right ({some(found)})")
+    passes = config.data.repeat * optim.epochs
+    lines.append(
+        f"{plan.steps} steps of {plan.clips} clips, {passes} passes over the videos, in {optim.precision} on the "
+        f"{device.type}"
+    )
+    if plan.minutes is not None and plan.per_clip is not None:
+        lines.append(f"about {plan.minutes:.1f} minutes, by a measured {1 / plan.per_clip:.1f} clips per second")
+    return lines
