@@ -45,8 +45,10 @@ def run(args: argparse.Namespace) -> None:
     """Train and say where the run is."""
     word, rest = take_word(args.overrides)
     overrides = [*_short_forms(args), *join_overrides(rest)]
-    if (word is None) == (args.config is None):
-        raise InputError("what is trained on? Give a folder or list of videos, or --config with a recipe, one of them")
+    if word is None and args.config is None:
+        raise InputError("what is trained on? Give a folder or list of videos, or --config with a recipe")
+    if word is not None and args.config is not None:
+        raise InputError(f"{word!r} belongs to no option: give videos, or --config with a recipe and --data.train")
     config = args.config or (word if _is_config(str(word)) else None)
     if config == AUTO:
         lists = [text.partition("=")[2] for text in overrides if text.startswith("data.train=")]

@@ -32,27 +32,34 @@ def hold_out(items: Sequence[VideoItem], share: float = 0.2, seed: int = 0) -> t
         sources.setdefault(os.path.realpath(item.path), []).append(place)
     left = Counter(item.label for item in items)
     wanted = shares(left, share, rng)
-    order = list(sources.values())
-    rng.shuffle(order)
-    chosen: list[list[int]] = []
-    for places in order:
-        labels = Counter(items[place].label for place in places)
-        nearer = sum(abs(wanted[label] - count) - abs(wanted[label]) for label, count in labels.items()) < 0
-        if nearer and all(count < left[label] for label, count in labels.items()):
-            chosen.append(places)
-            left -= labels
-            wanted.subtract(labels)
-    if not chosen:
+    waiting = [(places, Counter(items[place].label for place in places)) for places in sources.values()]
+    rng.shuffle(waiting)
+    held: set[int] = set()
+    for fits in (_within, _nearer):
+        for places, labels in waiting:
+            if held.isdisjoint(places) and fits(labels, wanted) and _spared(labels, left):
+                held.update(places)
+                left -= labels
+                wanted.subtract(labels)
+    if not held:
         # Files of many segments are each too much: the shortest that training can spare.
-        spared = [
-            places
-            for places in order
-            if all(count < left[label] for label, count in Counter(items[place].label for place in places).items())
-        ]
-        chosen = [min(spared, key=len)] if spared else []
-    out = sorted(place for places in chosen for place in places)
-    held = set(out)
-    return [place for place in range(len(items)) if place not in held], out
+        spared = [places for places, labels in waiting if _spared(labels, left)]
+        held.update(min(spared, key=len, default=()))
+    return [place for place in range(len(items)) if place not in held], sorted(held)
+
+
+def _within(labels: Counter[int], wanted: Counter[int]) -> bool:
+    return all(count <= wanted[label] for label, count in labels.items())
+
+
+def _nearer(labels: Counter[int], wanted: Counter[int]) -> bool:
+    """Whether a file brings the numbers nearer to those wanted, although it is more than these."""
+    return sum(abs(wanted[label] - count) - abs(wanted[label]) for label, count in labels.items()) < 0
+
+
+def _spared(labels: Counter[int], left: Counter[int]) -> bool:
+    """Whether every class keeps an item without a file."""
+    return all(count < left[label] for label, count in labels.items())
 
 
 def shares(counts: Counter[int], share: float, rng: random.Random) -> Counter[int]:

@@ -66,7 +66,9 @@ class TrainLists:
     told: list[str] = field(default_factory=list)
 
 
-def prepare_lists(data: DataConfig, folder: Path, seed: int = 0, progress: Progress | None = None) -> TrainLists:
+def prepare_lists(
+    data: DataConfig, folder: Path, seed: int = 0, progress: Progress | None = None, begun: bool = False
+) -> TrainLists:
     """Look at all videos, leave out what cannot be trained on, hold some out, and write both lists.
 
     Args:
@@ -75,6 +77,7 @@ def prepare_lists(data: DataConfig, folder: Path, seed: int = 0, progress: Progr
         folder: to write to; where it holds lists of these videos, they are taken.
         seed: of the draw of what is held out.
         progress: called with the numbers of files looked at and of all files.
+        begun: whether training on the lists in the folder has begun: then they stay, even where the videos are others.
 
     Raises:
         InputError: videos that cannot be understood, fewer than two classes, a class of which no video can be read, or
@@ -86,7 +89,8 @@ def prepare_lists(data: DataConfig, folder: Path, seed: int = 0, progress: Progr
     train_split, val, val_split = _parts(data, source)
     parsed = _read(data, source, train_split, data.classes)
     digest = list_hash([VideoItem(row.path, row.label) for row in parsed.rows]) if parsed.rows else ""
-    if kept := read_record(folder / RECORD):
+    kept = read_record(folder / RECORD)
+    if kept and (begun or kept["digest"] == digest):
         return _kept(TrainLists(**kept), source, digest)
     check_replaceable(folder / RECORD)
     found, report = _looked_at(data, source, train_split, data.classes, folder / "check", len(parsed.rows), progress)
@@ -99,9 +103,9 @@ def prepare_lists(data: DataConfig, folder: Path, seed: int = 0, progress: Progr
         train, out = hold_out(found.items, SHARE, seed)
         if out:
             held = _some(found, out)
-            told.append(f"{len(out)} of {len(found)} videos are held out to choose and score by, seed {seed}")
+            told.append(f"held out: {len(out)} of {len(found)} videos, to choose weights and to score by (seed {seed})")
         else:
-            told.append("no video can be held out: every class has one only, so there will be no score")
+            told.append("held out: none, as every class has one video only; so there will be no score")
         found = _some(found, train)
     else:
         rows = len(_read(data, val, val_split, names).rows)
@@ -109,10 +113,10 @@ def prepare_lists(data: DataConfig, folder: Path, seed: int = 0, progress: Progr
         told += _left_out(report, folder / "check_val")
         problems.update(report.counts if report else {})
         where = val / val_split if val_split and val.is_dir() else val
-        told.append(f"{len(held)} videos of {where} are held out to choose and score by")
+        told.append(f"held out: the {len(held)} videos of {where}, to choose weights and to score by")
         both = {os.path.realpath(item.path) for item in found.items} & {os.path.realpath(i.path) for i in held.items}
         if both:
-            told.append(f"{len(both)} videos are in both lists, such as {min(both)}: the score will be too good")
+            told.append(f"in both lists: {len(both)} videos, such as {min(both)}; the score will be too good")
     written = write_list(found, folder / "train.txt")
     other = None if held is None else write_list(held, folder / "val.txt")
     formats = {written.format} | ({other.format} if other else set())
@@ -197,9 +201,8 @@ def _left_out(report: Report | None, output: Path) -> list[str]:
     """Lines on what a check has found, kind by kind, with the first of each."""
     if report is None or report.clean == report.videos:
         return []
-    lines = [
-        f"{report.videos - report.clean} of {report.videos} videos are left out; all are named in {output / REPORT}"
-    ]
+    out = report.videos - report.clean
+    lines = [f"left out: {out} of {report.videos} videos, all named in {output / REPORT}"]
     for kind in (kind for kind, count in report.counts.items() if count):
         problems = [problem for problem in report.problems if problem.kind == kind]
         for problem in problems[:_NAMED]:
@@ -218,7 +221,7 @@ def _check_classes(parsed: Parsed, found: Annotations, source: Path, told: Seque
         shown = ", ".join(repr(names[label]) for label in lost[:_NAMED])
         more = f" and {len(lost) - _NAMED} more" if len(lost) > _NAMED else ""
         raise InputError(
-            f"{source}: no video of class {shown}{more} can be trained on: mend them, or take the class out ({told[0]})"
+            f"{source}: no video of class {shown}{more} can be trained on: mend them, or take the class out ({'; '.join(line.strip() for line in told[:2])})"
         )
     if len(left) < 2:
         raise InputError(

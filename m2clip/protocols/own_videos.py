@@ -28,6 +28,7 @@ from m2clip.train import auto, trainer
 from m2clip.train.checks import classes_of_left_and_right, some
 from m2clip.train.setup import base_clip, check_output, clips_per_pass, training_list
 from m2clip.train.state import Progress as StepsDone
+from m2clip.train.state import list_checkpoints
 
 REAL = "ViT-B-16-quickgelu", "openai"  # taken by itself where its weights are on the machine
 PLAN = "plan.json"
@@ -47,6 +48,7 @@ class Plan:
         clips: of a step.
         per_clip: seconds of a clip as measured before the run; None in several processes.
         minutes: that training and validations take at this speed; None where it is not known.
+        budget: minutes that they may take; None without a limit.
     """
 
     overrides: list[str]
@@ -54,6 +56,7 @@ class Plan:
     clips: int
     per_clip: float | None
     minutes: float | None
+    budget: float | None
 
 
 def train_on_videos(
@@ -95,17 +98,18 @@ def train_on_videos(
     config = load_config(auto.RECIPE, [f"data.train={videos}", *fixed, *overrides])
     check_output(config)
     folder = Path(config.output) / FOLDER
-    lists = _lists(config, folder, progress)
+    begun = bool(list_checkpoints(Path(config.output, "checkpoints")))
+    lists = _lists(config, folder, progress, begun)
     for line in lists.told:
         tell(line)
     fixed += [f"data.train={folder / lists.train}", f"data.classes={folder / lists.classes}"]
     fixed += [f"data.val={'null' if lists.val is None else folder / lists.val}", f"data.format={lists.format}"]
     fixed += ["data.root=null", "data.train_split=null", "data.val_split=null", "data.allow_mismatched_folders=true"]
-    kept = read_record(folder / PLAN)
+    kept = read_record(folder / PLAN) if begun else {}
+    if kept and minutes not in (None, kept["budget"]):
+        raise InputError(f"{config.output} holds a run with a plan of its own: --minutes is for a new --output")
     plan = Plan(**kept) if kept else _plan([*overrides, *fixed], given, device, minutes, lists)
     plan = distributed.gather_objects(plan)[0]
-    if kept and minutes is not None:
-        tell(f"--minutes changes nothing: {config.output} resumes with the plan that it began with")
     config = load_config(auto.RECIPE, [*plan.overrides, *overrides, *fixed])
     if distributed.is_main() and not kept:
         write_result(asdict(plan), folder / PLAN)
@@ -115,11 +119,11 @@ def train_on_videos(
     return config, lists, plan
 
 
-def _lists(config: RunConfig, folder: Path, progress: Progress | None) -> TrainLists:
+def _lists(config: RunConfig, folder: Path, progress: Progress | None, begun: bool) -> TrainLists:
     """The lists, which the main process makes or finds."""
     found: list[TrainLists] = []
     with distributed.locked_by_main(config.output, "training"):
-        distributed.by_main(lambda: found.append(prepare_lists(config.data, folder, config.seed, progress)))
+        distributed.by_main(lambda: found.append(prepare_lists(config.data, folder, config.seed, progress, begun)))
     return distributed.gather_objects(found)[0][0]
 
 
@@ -151,7 +155,8 @@ def _plan(
             config = load_config(auto.RECIPE, [*first, *_written(fields), *overrides])
     steps = auto.steps_in_all(config, len(annotations), processes)
     seen = steps * clips + (config.optim.epochs + 1) * lists.counts["val"]
-    return Plan([*first, *_written(fields)], steps, clips, per_clip, None if per_clip is None else seen * per_clip / 60)
+    expected = None if per_clip is None else seen * per_clip / 60
+    return Plan([*first, *_written(fields)], steps, clips, per_clip, expected, minutes)
 
 
 def _written(fields: dict[str, Any]) -> list[str]:

@@ -26,7 +26,7 @@ RECIPE = "auto"
 # Passes over the videos: 12 over Kinetics-400's 240,000, as published, and more over fewer. The fourth root gives
 # UCF101's 9,537 videos 27 of them, where the recipe for it has 30.
 PASSES, PASSES_OVER = 12, 240_000
-LEAST_STEPS, LEAST_STEPS_PER_CLASS = 300, 10
+LEAST_STEPS, LEAST_STEPS_PER_CLASS = 200, 10
 ROUNDS = 10  # validations of a run, each at the end of an epoch
 WARM_UP = 0.1  # of all steps
 # What a training step keeps of a block, in elements per token and channel: 638 MB for B/16 and 2.27 GB for L/14, of a
