@@ -43,8 +43,8 @@ def hold_out(items: Sequence[VideoItem], share: float = 0.2, seed: int = 0) -> t
                 wanted.subtract(labels)
     if not held:
         # Files of many segments are each too much: the shortest that training can spare.
-        spared = [places for places, labels in waiting if _spared(labels, left)]
-        held.update(min(spared, key=len, default=()))
+        spared = sorted((places for places, labels in waiting if _spared(labels, left)), key=len)
+        held.update(*spared[:1])
     return [place for place in range(len(items)) if place not in held], sorted(held)
 
 

@@ -137,7 +137,9 @@ def prepare_lists(
 
 
 def _kept(lists: TrainLists, source: Path, digest: str) -> TrainLists:
-    """The lists of an earlier call; tells where the videos are others by now."""
+    """The lists of an earlier call, where they are of these videos or of what these were when it was made."""
+    if lists.digest != digest and lists.source != str(source.absolute()):
+        raise InputError(f"the output holds a run on {lists.source}, other videos than {source}: give another --output")
     if lists.digest != digest:
         warnings.warn(
             Notice(
@@ -220,8 +222,9 @@ def _check_classes(parsed: Parsed, found: Annotations, source: Path, told: Seque
     if lost:
         shown = ", ".join(repr(names[label]) for label in lost[:_NAMED])
         more = f" and {len(lost) - _NAMED} more" if len(lost) > _NAMED else ""
+        why = "; ".join(line.strip() for line in told[:2])
         raise InputError(
-            f"{source}: no video of class {shown}{more} can be trained on: mend them, or take the class out ({'; '.join(line.strip() for line in told[:2])})"
+            f"{source}: no video of class {shown}{more} can be trained on: mend them, or take the class out ({why})"
         )
     if len(left) < 2:
         raise InputError(

@@ -18,7 +18,7 @@ import torch
 
 from m2clip import distributed
 from m2clip.config import RunConfig, load_config
-from m2clip.data.train_lists import FOLDER, Progress, TrainLists, prepare_lists
+from m2clip.data.train_lists import FOLDER, RECORD, Progress, TrainLists, prepare_lists
 from m2clip.errors import InputError, Notice
 from m2clip.files.kept_work import read_record, write_result
 from m2clip.towers.loading import TINY
@@ -26,7 +26,7 @@ from m2clip.towers.sources import open_vision
 from m2clip.towers.weight_sources import is_kept
 from m2clip.train import auto, trainer
 from m2clip.train.checks import classes_of_left_and_right, some
-from m2clip.train.setup import base_clip, check_output, clips_per_pass, training_list
+from m2clip.train.setup import base_clip, check_folder, check_output, clips_per_pass, training_list
 from m2clip.train.state import Progress as StepsDone
 from m2clip.train.state import list_checkpoints
 
@@ -90,11 +90,16 @@ def train_on_videos(
     """
     tell: Say = say if say is not None and distributed.is_main() else lambda line: None
     given = {override.lstrip("-").partition("=")[0] for override in overrides}
+    if "data.train" in given:
+        raise InputError(f"{videos} and --data.train both say which videos: give one of them")
     if minutes is not None and "optim.epochs" in given:
         raise InputError("--minutes and --optim.epochs both say how long to train: give one of them")
     if minutes is not None and distributed.world_size() > 1:
         raise InputError("--minutes measures the speed of one process: give --optim.epochs to several")
-    fixed = [] if "output" in given else [f"output=runs/{Path(videos).resolve().stem or 'videos'}"]
+    source = Path(videos).resolve()
+    fixed = (
+        [] if "output" in given else [f"output=runs/{(source.name if source.is_dir() else source.stem) or 'videos'}"]
+    )
     config = load_config(auto.RECIPE, [f"data.train={videos}", *fixed, *overrides])
     check_output(config)
     folder = Path(config.output) / FOLDER
@@ -108,6 +113,8 @@ def train_on_videos(
     kept = read_record(folder / PLAN) if begun else {}
     if kept and minutes not in (None, kept["budget"]):
         raise InputError(f"{config.output} holds a run with a plan of its own: --minutes is for a new --output")
+    if not kept:
+        tell("measuring the speed of training")
     plan = Plan(**kept) if kept else _plan([*overrides, *fixed], given, device, minutes, lists)
     plan = distributed.gather_objects(plan)[0]
     config = load_config(auto.RECIPE, [*plan.overrides, *overrides, *fixed])
@@ -120,10 +127,21 @@ def train_on_videos(
 
 
 def _lists(config: RunConfig, folder: Path, progress: Progress | None, begun: bool) -> TrainLists:
-    """The lists, which the main process makes or finds."""
+    """The lists, which the main process makes or finds.
+
+    Raises:
+        InputError: a folder with files of others or with a run by a recipe, or what `prepare_lists` raises.
+    """
     found: list[TrainLists] = []
+
+    def make() -> None:
+        if begun and not read_record(folder / RECORD):
+            raise InputError(f"{config.output} holds a run by a recipe: give another --output")
+        check_folder(config)
+        found.append(prepare_lists(config.data, folder, config.seed, progress, begun))
+
     with distributed.locked_by_main(config.output, "training"):
-        distributed.by_main(lambda: found.append(prepare_lists(config.data, folder, config.seed, progress, begun)))
+        distributed.by_main(make)
     return distributed.gather_objects(found)[0][0]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -124,13 +125,22 @@ def test_the_lists_stay(ten: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     text = (folder / "train.txt").read_text()
     monkeypatch.setattr(train_lists, "check_list", None)  # nothing is looked at again
     assert prepare_lists(DataConfig(train=str(ten)), folder, seed=3) == first
+    moved = shutil.copytree(ten, tmp_path / "data")
+    assert prepare_lists(DataConfig(train=str(moved)), folder, begun=True) == first
+    (ten / "run" / "v3.mp4").rename(ten / "run" / "v9.mp4")
+    try:
+        with pytest.warns(Notice, match=r"data: other videos or labels than when the run began"):
+            prepare_lists(DataConfig(train=str(ten)), folder, begun=True)
+    finally:
+        (ten / "run" / "v9.mp4").rename(ten / "run" / "v3.mp4")
+    assert (folder / "train.txt").read_text() == text
     csv = tmp_path / "other.csv"
     csv.write_text(f"video,label\n{ten}/jump/v0.mp4,jump\n{ten}/run/v0.mp4,run\n")
-    with pytest.warns(Notice, match=r"other.csv: other videos or labels than when the run began"):
+    with pytest.raises(
+        InputError, match=r"the output holds a run on .*data, other videos than .*other.csv: give another"
+    ):
         prepare_lists(DataConfig(train=str(csv)), folder, begun=True)
-    assert (folder / "train.txt").read_text() == text
     monkeypatch.undo()
-    csv.write_text(f"video,label\n{ten}/jump/v0.mp4,jump\n{ten}/run/v1.mp4,run\n")
     other = prepare_lists(DataConfig(train=str(csv)), folder)  # nothing was trained yet
     assert other.counts == {"train": 2, "val": 0}
 
