@@ -198,6 +198,12 @@ class DataConfig:
         at_least=1,
         at_most=1_000_000,
     )
+    balance: Literal["none", "classes", "sqrt"] = setting(
+        "none",
+        "training",
+        "how an epoch draws videos of classes of unequal size. classes: equally many of each. sqrt: in proportion to "
+        "the square roots of their numbers",
+    )
     isolate: bool = setting(
         False, "nothing", "decode in child processes: a video that crashes or hangs its decoder counts as unreadable"
     )
@@ -271,6 +277,19 @@ class OptimConfig:
     beta2: float = setting(0.999, "training", "AdamW's, of the mean of squared gradients", at_least=0, below=1)
     accumulate: int = setting(
         1, "training", "forward passes per optimiser step", unit="passes", at_least=1, at_most=1_000_000
+    )
+    class_weights: Literal["none", "classes", "sqrt"] = setting(
+        "none",
+        "training",
+        "factors on the classification losses of each class's videos. classes: one over the class's number of videos. "
+        "sqrt: one over its square root",
+    )
+    ema: float = setting(
+        0.0,
+        "training",
+        "decay per step of a moving average of the trained weights, which is validated and offered for use; 0: none",
+        at_least=0,
+        below=1,
     )
     clip_grad: float | None = setting(None, "training", "largest norm of all gradients; null does not clip", above=0)
     precision: Precision = setting(

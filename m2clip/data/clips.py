@@ -162,8 +162,9 @@ class ClipDataset(Dataset[dict[str, Any]]):
     An evaluation item is {"video": float (views, T, 3, size, size), "label", "index", "error": None or str}; the video
     of an unreadable file is zeros.
 
-    An item is addressed by (epoch, index), or by the index alone for epoch 0. All random choices come from
-    (seed, epoch, index), so an item is the same in any worker and after a restart.
+    An item is addressed by (epoch, index), or by the index alone for epoch 0; (epoch, index, n) is the n-th repetition
+    of a video in an epoch. All random choices come from the seed and this address, so an item is the same in any worker
+    and after a restart.
 
     Args:
         annotations: the videos.
@@ -184,9 +185,9 @@ class ClipDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.annotations.items)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
-        epoch, index = key if isinstance(key, tuple) else (0, key)
-        return self._training_item(epoch, index) if self.training else self._evaluation_item(index)
+    def __getitem__(self, key: int | tuple[int, ...]) -> dict[str, Any]:
+        epoch, index, *repetition = key if isinstance(key, tuple) else (0, key)
+        return self._training_item(epoch, index, *repetition) if self.training else self._evaluation_item(index)
 
     def _evaluation_item(self, index: int) -> dict[str, Any]:
         settings, item = self.settings, self.annotations.items[index]
@@ -198,8 +199,8 @@ class ClipDataset(Dataset[dict[str, Any]]):
             video, error = torch.zeros(views, settings.num_frames, 3, settings.size, settings.size), str(problem)
         return {"video": video, "label": item.label, "index": index, "error": error}
 
-    def _training_item(self, epoch: int, index: int) -> dict[str, Any]:
-        rng = random.Random(f"{self.seed}/{epoch}/{index}")
+    def _training_item(self, *address: int) -> dict[str, Any]:
+        index, rng = address[1], random.Random("/".join(map(str, (self.seed, *address))))
         item, replaced = self.annotations.items[index], None
         try:
             video = self._random_clip(item, rng)
@@ -235,8 +236,8 @@ class ClipDataset(Dataset[dict[str, Any]]):
         )
 
 
-class EpochSampler(Sampler[tuple[int, int]]):
-    """(epoch, index) pairs of one process for one epoch, to be resumed anywhere.
+class EpochSampler(Sampler[tuple[int, ...]]):
+    """Addresses (epoch, index) of the items of one process for one epoch, to be resumed anywhere.
 
     Process r takes every world_size-th index from r on. Nothing is padded: without `drop_last` the processes together
     see every index exactly once, and their counts may differ by one.
@@ -249,6 +250,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
         shards: where each item is stored; if given, a random order takes items of a few shards at a time (see
             `shard_order`).
         repeat: passes over all items in one epoch, each in an order and with epoch numbers of its own.
+        classes: the class of each item; if given, a random order draws equally many of each (see `balanced_order`).
+        root: as in `balanced_order`.
         rank: this process.
         world_size: number of processes.
         start: samples of this process that were already consumed in this epoch.
@@ -264,6 +267,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
         shuffle: bool = False,
         shards: Sequence[Hashable] | None = None,
         repeat: int = 1,
+        classes: Sequence[int] | None = None,
+        root: bool = False,
         rank: int = 0,
         world_size: int = 1,
         start: int = 0,
@@ -273,6 +278,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
             raise ValueError(f"rank must be one of 0 to {world_size - 1}, not {rank}")
         self.length, self.seed, self.epoch, self.shuffle, self.shards = length, seed, epoch, shuffle, shards
         self.repeat = repeat
+        self.classes, self.root = classes, root
         self.rank, self.world_size, self.start, self.drop_last = rank, world_size, start, drop_last
 
     def _positions(self) -> range:
@@ -283,21 +289,57 @@ class EpochSampler(Sampler[tuple[int, int]]):
     def __len__(self) -> int:
         return len(self._positions())
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def __iter__(self) -> Iterator[tuple[int, ...]]:
         first = self.epoch * self.repeat
         passes = [self._order(first + number) for number in range(self.repeat)]
         places = (divmod(position, self.length) for position in self._positions())
-        return iter([(first + number, passes[number][place]) for number, place in places])
+        return iter([(first + number, *passes[number][place]) for number, place in places])
 
-    def _order(self, number: int) -> list[int]:
-        """All indices as one pass takes them."""
-        order = list(range(self.length))
+    def _order(self, number: int) -> list[tuple[int, ...]]:
+        """All items as one pass takes them, without the pass's number."""
+        order: list[tuple[int, ...]] = [(index,) for index in range(self.length)]
         rng = random.Random(f"{self.seed}/{number}")
         if self.shuffle and self.shards is not None:
-            order = shard_order(self.shards, rng)
+            order = [(index,) for index in shard_order(self.shards, rng)]
+        elif self.shuffle and self.classes is not None:
+            order = balanced_order(self.classes, rng, root=self.root)
         elif self.shuffle:
             rng.shuffle(order)
         return order
+
+
+def balanced_order(classes: Sequence[int], rng: random.Random, *, root: bool = False) -> list[tuple[int, ...]]:
+    """As many draws as there are items, in a random order: equally many of each class, to within one.
+
+    A large class is left with some of its items, others each epoch; those of a small class come again and again, and no
+    item of a class a second time more often than another.
+
+    Args:
+        classes: the class of each item.
+        rng: of the draws and their order.
+        root: in proportion to the square roots of the classes' numbers of items, between equal and as they are.
+
+    Returns:
+        (index,) of each draw, and (index, n) of the n-th repetition of an item.
+    """
+    members: dict[int, list[int]] = {}
+    for index, label in enumerate(classes):
+        members.setdefault(label, []).append(index)
+    groups = list(members.values())
+    rng.shuffle(groups)  # which of them are rounded up
+    weights = [len(group) ** 0.5 if root else 1.0 for group in groups]
+    shares = [len(classes) * weight / sum(weights) for weight in weights]
+    counts = [int(share) for share in shares]
+    nearest = sorted(range(len(groups)), key=lambda group: counts[group] - shares[group])
+    for group in nearest[: len(classes) - sum(counts)]:
+        counts[group] += 1
+    order: list[tuple[int, ...]] = []
+    for group, count in zip(groups, counts, strict=True):
+        for repetition in range(-(-count // len(group))):
+            some = rng.sample(group, min(len(group), count - repetition * len(group)))
+            order += [(index, repetition) if repetition else (index,) for index in some]
+    rng.shuffle(order)
+    return order
 
 
 def shard_order(shards: Sequence[Hashable], rng: random.Random) -> list[int]:

@@ -13,7 +13,8 @@ from m2clip.adapters import AIMAdapters
 from m2clip.adapters.unimodal import DROPS
 from m2clip.errors import InputError
 from m2clip.methods.base import placed
-from m2clip.methods.unimodal import UnimodalModel, check_shares
+from m2clip.methods.options import check_choices, check_shares
+from m2clip.methods.unimodal import UnimodalModel
 from m2clip.towers.aim import PLACE, AIMVisionTower
 from m2clip.towers.block import layer_range
 from m2clip.towers.prompts import PromptTokenizer
@@ -54,12 +55,10 @@ class AIMOptions:
     prompt: str = "a video of {}"
 
     def __post_init__(self) -> None:
-        for name, value, allowed in (
+        check_choices(
             ("num_t_adapters", self.num_t_adapters, (1, 2)),
             ("drop_path_per", self.drop_path_per, DROPS),
-        ):
-            if value not in allowed:
-                raise InputError(f"{name}: {value!r} is none of {', '.join(map(str, allowed))}")
+        )
         if self.width is not None and self.width < 1:
             raise InputError("width must be at least 1, or None for a quarter of the token width")
         check_shares(self, "drop_path", "dropout", "label_smoothing")

@@ -74,6 +74,7 @@ class VideoModel(nn.Module):
     text: TextTower
     logit_scale: nn.Parameter
     logit_bias: nn.Parameter | None
+    class_weights: Tensor | None = None  # (C,) factors on the loss of each class's videos, of mean 1 over the videos
 
     @property
     def loss_kernels(self) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from m2clip.distributed import all_gather, all_gather_with_grad, world_size
-from m2clip.kernels import soft_target_kl
+from m2clip.kernels import cosine_cross_entropy, soft_target_kl
 
 
 @dataclass
@@ -27,6 +27,50 @@ class Losses:
 
     total: Tensor
     parts: dict[str, Tensor] = field(default_factory=dict)
+
+
+def classification_loss(
+    logits: Tensor, labels: Tensor, smoothing: float = 0.0, class_weights: Tensor | None = None
+) -> Tensor:
+    """Mean cross-entropy of a classifier, each video's times the weight of its class.
+
+    The mean is over the videos, not over their weights, so that processes and passes of one step add up to the whole.
+
+    Args:
+        logits: (B, C).
+        labels: (B,).
+        smoothing: share of the target that all classes have in equal parts.
+        class_weights: (C,) of mean 1 over the training videos; None for 1.
+    """
+    if class_weights is None:
+        return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+    losses = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
+    return (class_weights[labels] * losses).mean()
+
+
+def cosine_loss(
+    video: Tensor,
+    text: Tensor,
+    labels: Tensor,
+    logit_scale: Tensor,
+    smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
+) -> Tensor:
+    """:func:`classification_loss` of scaled cosines; plain cross-entropy has a kernel.
+
+    Args:
+        video: (B, D_vl).
+        text: (C, D_vl) features of all classes.
+        labels: see there.
+        logit_scale: the multiplier, 0-d.
+        smoothing: see there.
+        class_weights: see there.
+    """
+    if smoothing == 0 and class_weights is None:
+        return cosine_cross_entropy(video, text, labels, logit_scale)
+    with torch.autocast(video.device.type, enabled=False):
+        logits = logit_scale * F.normalize(video, dim=-1) @ F.normalize(text, dim=-1).T
+        return classification_loss(logits, labels, smoothing, class_weights)
 
 
 def contrastive_loss(video: Tensor, text: Tensor, labels: Tensor, logit_scale: Tensor) -> Tensor:

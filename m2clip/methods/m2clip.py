@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from m2clip.adapters import FrameFeatureAdapter, TEDAdapter, TextAdapter
 from m2clip.distributed import rank, world_size
 from m2clip.errors import InputError
-from m2clip.kernels import cosine_cross_entropy
 from m2clip.methods.base import PLACEMENTS, VideoModel, layout_of, placed
 from m2clip.methods.heads import ClassificationHead, CrossModalWordHead, WordPredictionHead
-from m2clip.methods.losses import contrastive_loss, sigmoid_loss, word_divisor
+from m2clip.methods.losses import classification_loss, contrastive_loss, cosine_loss, sigmoid_loss, word_divisor
+from m2clip.methods.options import check_choices, check_shares
 from m2clip.methods.results import LabelSet
 from m2clip.towers.block import layer_range
 from m2clip.towers.precision import at_least_fp32
@@ -62,6 +62,7 @@ class M2CLIPOptions:
         vocabulary: of the masked-word head: "words", "official" or "clip".
         word_list: an explicit vocabulary in its place: words, or what :func:`m2clip.towers.prompts.load_words` takes.
         mask_rate: share of the words that are masked.
+        label_smoothing: of the heads "cmc" and "vc".
         prompt: template of the class texts.
     """
 
@@ -88,6 +89,7 @@ class M2CLIPOptions:
     vocabulary: str = "words"
     word_list: Sequence[str] | str | None = None
     mask_rate: float = 0.15
+    label_smoothing: float = 0.0
     prompt: str = "a video of {}"
 
     def __post_init__(self) -> None:
@@ -97,7 +99,7 @@ class M2CLIPOptions:
         self.word_list = None if self.word_list is None else checked_words(self.word_list, "word_list")
         if not self.heads:
             raise InputError(f"heads must not be empty; choose from {', '.join(HEADS)}")
-        for name, value, allowed in (
+        check_choices(
             *(("heads", head, HEADS) for head in self.heads),
             *(("head_weights", head, HEADS) for head in self.head_weights),
             ("placement", self.placement, tuple(PLACEMENTS)),
@@ -105,12 +107,11 @@ class M2CLIPOptions:
             ("contrastive", self.contrastive, ("softmax", "sigmoid")),
             ("vc_input", self.vc_input, ("video", "class_token")),
             ("vocabulary", self.vocabulary, VOCABULARIES),
-        ):
-            if value not in allowed:
-                raise InputError(f"{name}: {value!r} is none of {', '.join(allowed)}")
+        )
         missing = [head for head in self.heads if head not in self.head_weights]
         if missing:
             raise InputError(f"head_weights names no weight for {missing[0]!r}")
+        check_shares(self, "label_smoothing")
         if self.width < 1 or self.text_width < 1 or self.text_layers < 0:
             raise InputError("width and text_width must be at least 1, text_layers at least 0")
 
@@ -203,6 +204,7 @@ class M2CLIP(VideoModel):
         heads = self.config.heads
         frame_features, video_features, logits = self.encode(video)
         parts: dict[str, Tensor] = {}
+        how = self.config.label_smoothing, self.class_weights
         if "contrastive" in heads or "cmc" in heads:
             text_features = at_least_fp32(self.text_features(names))
             scale = self.cosine_scale
@@ -211,11 +213,11 @@ class M2CLIP(VideoModel):
             if "cmc" in heads:
                 fixed = self.config.cmc_scale
                 cmc_scale = scale if fixed is None else torch.full_like(scale, fixed)
-                parts["cmc"] = cosine_cross_entropy(video_features, text_features, labels, cmc_scale)
+                parts["cmc"] = cosine_loss(video_features, text_features, labels, cmc_scale, *how)
         if self.cmlm is not None:
             parts["cmlm"] = self._masked_word_loss(frame_features, *drawn)
         if logits is not None:
-            parts["vc"] = nn.functional.cross_entropy(logits, labels)
+            parts["vc"] = classification_loss(logits, labels, *how)
         terms = [self.config.head_weights[name] * part for name, part in parts.items()]
         terms.extend(parameter.flatten()[0] * 0 for parameter in self._without_gradient())
         return parts, sum(terms, start=video_features.new_zeros(()))

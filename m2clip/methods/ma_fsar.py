@@ -16,6 +16,7 @@ from m2clip.errors import InputError
 from m2clip.kernels import cosine_cross_entropy
 from m2clip.matching import TRX, bi_mhm, frame_distances, otam
 from m2clip.methods.base import VideoModel, placed
+from m2clip.methods.options import check_choices
 from m2clip.methods.prototypes import GUIDANCE, NORMS, PrototypeLayer
 from m2clip.methods.results import LabelSet
 from m2clip.towers.block import layer_range
@@ -98,7 +99,7 @@ class MAFSAROptions:
 
     def __post_init__(self) -> None:
         self.parts = tuple(self.parts)
-        for name, value, allowed in (
+        check_choices(
             *(("parts", part, PARTS) for part in self.parts),
             ("num_t_adapters", self.num_t_adapters, (1, 2)),
             ("text_fc", self.text_fc, ("per_block", "shared")),
@@ -109,9 +110,7 @@ class MAFSAROptions:
             ("metric", self.metric, ("otam", "bi_mhm", "trx")),
             ("kl", self.kl, ("one_hot", "actionclip")),
             ("text_classes", self.text_classes, ("episode", "all")),
-        ):
-            if value not in allowed:
-                raise InputError(f"{name}: {value!r} is none of {', '.join(map(str, allowed))}")
+        )
         if not 0 <= self.alpha <= 1:
             raise InputError(f"alpha must lie between 0 and 1, not {self.alpha}")
         if self.smoothing < 0 or self.ratio <= 0 or (self.tau is not None and self.tau <= 0):

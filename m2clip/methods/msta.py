@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from m2clip.adapters import MSTAAdapter
 from m2clip.errors import InputError
-from m2clip.kernels import cosine_cross_entropy
 from m2clip.methods.base import VideoModel
 from m2clip.methods.descriptions import load_descriptions
+from m2clip.methods.losses import cosine_loss
+from m2clip.methods.options import check_choices, check_shares
 from m2clip.methods.results import LabelSet
 from m2clip.towers.block import layer_range
 from m2clip.towers.joint import JointVisionTower, is_joint
@@ -45,6 +46,7 @@ class MSTAOptions:
         alpha: weight of the consistency loss.
         descriptions: two files, of spatial and of temporal sentences, or names of bundled ones; they are needed to
             train with alpha above 0, not to use a trained model.
+        label_smoothing: of the cross-entropy.
         prompt: template of the class texts.
     """
 
@@ -58,18 +60,18 @@ class MSTAOptions:
     share: bool = True
     alpha: float = 1.0
     descriptions: tuple[str, ...] | None = None
+    label_smoothing: float = 0.0
     prompt: str = "a video of {}."
 
     def __post_init__(self) -> None:
         self.towers = tuple(self.towers)
         self.descriptions = None if self.descriptions is None else tuple(self.descriptions)
-        for name, value, allowed in (
+        check_choices(
             ("temporal_up", self.temporal_up, ("grouped", "dw_after_up")),
             ("adapter_prenorm", self.adapter_prenorm, ("ln_1", "none")),
             *(("towers", tower, TOWERS) for tower in self.towers),
-        ):
-            if value not in allowed:
-                raise InputError(f"{name}: {value!r} is none of {', '.join(allowed)}")
+        )
+        check_shares(self, "label_smoothing")
         if self.width < 1 or self.alpha < 0 or self.scale < 0:
             raise InputError("width must be at least 1, scale and alpha at least 0")
         if self.rescale_adapter_grad and self.scale == 0:
@@ -123,7 +125,8 @@ class MSTA(VideoModel):
         """Cross-entropy over the class texts, and alpha times the consistency of these texts with descriptions."""
         video_features = self.encode(video)[1]
         text_features = at_least_fp32(self.text_features(names))
-        parts = {"ce": cosine_cross_entropy(video_features, text_features, labels, self.cosine_scale)}
+        how = self.config.label_smoothing, self.class_weights
+        parts = {"ce": cosine_loss(video_features, text_features, labels, self.cosine_scale, *how)}
         total = parts["ce"]
         if self.config.alpha > 0:
             parts["cc"] = consistency_loss(text_features, self.described_features())

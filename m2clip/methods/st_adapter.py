@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from m2clip.adapters import STAdapter
 from m2clip.errors import InputError
 from m2clip.methods.base import PLACEMENTS, layout_of, placed
-from m2clip.methods.unimodal import UnimodalModel, check_shares
+from m2clip.methods.options import check_choices, check_shares
+from m2clip.methods.unimodal import UnimodalModel
 from m2clip.towers.block import layer_range
 from m2clip.towers.prompts import PromptTokenizer
 from m2clip.towers.sources import open_vision
@@ -39,8 +40,7 @@ class STAdapterOptions:
     prompt: str = "a video of {}"
 
     def __post_init__(self) -> None:
-        if self.placement not in PLACEMENTS:
-            raise InputError(f"placement: {self.placement!r} is none of {', '.join(PLACEMENTS)}")
+        check_choices(("placement", self.placement, PLACEMENTS))
         if self.width < 1:
             raise InputError("width must be at least 1")
         check_shares(self, "dropout", "label_smoothing")

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from m2clip.errors import InputError
 from m2clip.methods.base import VideoModel
 from m2clip.methods.heads import ClassificationHead
+from m2clip.methods.losses import classification_loss
 from m2clip.methods.results import LabelSet
 from m2clip.towers.precision import at_least_fp32
 from m2clip.towers.prompts import PromptTokenizer
@@ -71,21 +70,10 @@ class UnimodalModel(VideoModel):
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Cross-entropy of the classifier."""
         logits = self.classify(self.visual(video))
-        part = F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
+        part = classification_loss(logits, labels, self.config.label_smoothing, self.class_weights)
         # What no loss reaches takes part with weight 0, so that DistributedDataParallel does not wait for it.
         return {"vc": part}, sum((parameter.flatten()[0] * 0 for parameter in self.without_gradient()), start=part)
 
     def without_gradient(self) -> list[nn.Parameter]:
         """Trained parameters that the loss does not reach."""
         return []
-
-
-def check_shares(options: Any, *names: str) -> None:
-    """Options that are probabilities or shares.
-
-    Raises:
-        InputError: one that is not from 0 to below 1.
-    """
-    for name in names:
-        if not 0 <= getattr(options, name) < 1:
-            raise InputError(f"{name} is {getattr(options, name)}: it must be from 0 to below 1")

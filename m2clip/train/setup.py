@@ -28,6 +28,7 @@ from m2clip.files.kept_work import plain
 from m2clip.methods import VideoModel, complete_options
 from m2clip.methods.views import default_settings
 from m2clip.towers.loading import VICLIP, load_clip
+from m2clip.train.imbalance import sampler_options
 from m2clip.train.log import BAD_VIDEOS, METRICS, WARNINGS
 from m2clip.train.state import list_checkpoints
 
@@ -281,6 +282,7 @@ def epoch_batches(
         shuffle=not episodes,
         shards=_shards(config, dataset),
         repeat=1 if episodes else config.data.repeat,
+        **sampler_options(config, dataset.annotations),
         rank=distributed.rank(),
         world_size=distributed.world_size(),
         start=done if episodes else done * size,

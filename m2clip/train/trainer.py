@@ -23,7 +23,9 @@ from m2clip.kernels import choices
 from m2clip.towers.precision import prepare_kernels
 from m2clip.train import state as run_state
 from m2clip.train import validation
+from m2clip.train.averaging import WeightAverage
 from m2clip.train.checks import check_flip, check_loss, check_schedule
+from m2clip.train.imbalance import check_balance, class_weights
 from m2clip.train.log import RunLog
 from m2clip.train.optim import SCHEDULES, build_optimizer
 from m2clip.train.setup import (
@@ -83,6 +85,7 @@ def run(
         Stopped: a signal ended training early (a KeyboardInterrupt).
     """
     validate(config)
+    check_balance(config)
     check_output(config)
     started_group = not distributed.is_distributed()
     device = distributed.init(config.timeout, device)
@@ -144,6 +147,8 @@ class _Trainer:
                 say(line)
         if config.optim.precision != "fp32":
             self.model.set_precision(config.optim.precision)
+        weights = class_weights(annotations, len(class_names), config.optim.class_weights)
+        self.model.class_weights = None if weights is None else weights.to(device)
         self.model.train()
         kernels = prepare_kernels(self.model)
         self.train_set, self.val_set = datasets(config, annotations, class_names, self.model)
@@ -180,6 +185,7 @@ class _Trainer:
         ]
         self.identity = run_identity(config, self.model, annotations)
 
+        self.average = WeightAverage(self.model, optim.ema)
         self.progress = Progress()
         checkpoint = run_state.load_newest(self.checkpoints, say)
         if distributed.is_main():
@@ -225,6 +231,7 @@ class _Trainer:
         saved.setdefault("frozen weights", self.identity["frozen weights"])  # which earlier runs did not note
         check_same(saved, self.identity, self.folder)
         run_state.restore_tensors(self.model, self.optimizer, checkpoint.tensors)
+        self.average.load(checkpoint.tensors)
         self.scaler.load_state_dict(checkpoint.state["scaler"])
         self.progress = checkpoint.progress
         if distributed.is_main():
@@ -294,6 +301,7 @@ class _Trainer:
         replaced = [entry for batch in batches for entry in batch.get("replaced", ()) if entry]
         inputs = [self.inputs(batch, progress.batches + number) for number, batch in enumerate(batches)]
         pending = self.stepper(inputs, {"stop": float(self.stop.requested), "replaced": float(len(replaced))})
+        self.average.update(progress.step + 1)
         videos = [batch["index"].tolist() for batch in batches]
         self.launched.append(Launched(progress.step, lr, pending, videos, replaced))
         self.clips += self.samples_per_step * len(batches) // self.config.optim.accumulate
@@ -361,7 +369,7 @@ class _Trainer:
         def write() -> None:
             state = {"identity": self.identity, "scaler": self.scaler.state_dict(), "rng": rng}
             state["kernels"] = choices()
-            tensors = run_state.collect_tensors(self.model, self.optimizer)
+            tensors = run_state.collect_tensors(self.model, self.optimizer) | self.average.tensors()
             self.log.flush()
             run_state.save_checkpoint(self.checkpoints, tensors, self.progress, state, self.config.keep_checkpoints)
             self.keep_last_adapters()
@@ -370,6 +378,10 @@ class _Trainer:
 
     def keep_last_adapters(self) -> None:
         if self.config.keep == "last" or self.val_set is None:
+            self.save_adapters()
+
+    def save_adapters(self) -> None:
+        with self.average.in_use():
             save_adapters(self.model, self.folder)
 
     def finish_epoch(self) -> None:
@@ -384,14 +396,15 @@ class _Trainer:
         generators = run_state.rng_state()
         # Several processes stop together, between two videos.
         self.stop.immediate = distributed.world_size() == 1
-        found = validation.score(self.model, self.val_set, config, self.device, self.stop.check)
+        with self.average.in_use():
+            found = validation.score(self.model, self.val_set, config, self.device, self.stop.check)
         self.stop.immediate = False
         run_state.set_rng_state(generators)
         self.model.train()
         if not distributed.is_main():
             return
         if config.keep == "best" and found.top1 > max((float(row["val_top1"]) for row in rows), default=-1.0):
-            save_adapters(self.model, self.folder)
+            self.save_adapters()
         found.save(self.folder / f"eval_epoch_{progress.epoch:03d}.json")
         self.log.write(progress.step, progress.epoch, found.columns)
         self.log.say(f"epoch {progress.epoch}: {found.line}")
