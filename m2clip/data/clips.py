@@ -330,9 +330,9 @@ def balanced_order(classes: Sequence[int], rng: random.Random, *, root: bool = F
     weights = [len(group) ** 0.5 if root else 1.0 for group in groups]
     shares = [len(classes) * weight / sum(weights) for weight in weights]
     counts = [int(share) for share in shares]
-    nearest = sorted(range(len(groups)), key=lambda group: counts[group] - shares[group])
-    for group in nearest[: len(classes) - sum(counts)]:
-        counts[group] += 1
+    nearest = sorted(range(len(groups)), key=lambda number: counts[number] - shares[number])
+    for number in nearest[: len(classes) - sum(counts)]:
+        counts[number] += 1
     order: list[tuple[int, ...]] = []
     for group, count in zip(groups, counts, strict=True):
         for repetition in range(-(-count // len(group))):

@@ -50,7 +50,7 @@ class EpisodeClips(ClipDataset):
     def __len__(self) -> int:
         return self.per_epoch
 
-    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+    def __getitem__(self, key: int | tuple[int, ...]) -> dict[str, Any]:
         epoch, number = key if isinstance(key, tuple) else (0, key)
         place, shape = f"{self.seed}/{epoch}/{number}", self.shape
         drawn = draw_episode(self._videos, shape, random.Random(place), _SPARE_CLASSES, _SPARE_VIDEOS)
@@ -106,7 +106,7 @@ class EpisodeVideos(ClipDataset):
         super().__init__(annotations, replace(settings, clips=1, crops=1), seed=seed)
         self.random_frames = random_frames
 
-    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+    def __getitem__(self, key: int | tuple[int, ...]) -> dict[str, Any]:
         index = key[1] if isinstance(key, tuple) else key
         settings, item, error = self.settings, self.annotations.items[index], None
         try:
