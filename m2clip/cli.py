@@ -23,6 +23,7 @@ GROUPS = {
 
 EPILOG = """examples:
   m2clip demo                                        see what the method does, in minutes, without a download
+  m2clip train videos/                               train on your own videos, one sub-folder per class
   m2clip train --config m2clip_k400_b16_8f           train a published recipe
   m2clip eval runs/k400 --list val.txt               score a run
   m2clip predict clip.mp4 --labels juggling cooking  ask CLIP about a video

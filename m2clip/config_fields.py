@@ -407,7 +407,9 @@ class RunConfig:
         at_most=1_000_000_000,
     )
     keep: Literal["last", "best"] = setting(
-        "last", "choice", "adapters that the run offers for use. best: those of the best validation top-1"
+        "last",
+        "choice",
+        "adapters that the run offers for use. best: those of the best validation top-1, of equals the latest",
     )
     timeout: float = setting(
         1800.0,

@@ -183,7 +183,7 @@ def demo_picture(
 
 
 def training_curves(metrics: str | os.PathLike[str], path: str | os.PathLike[str]) -> Path:
-    """Draw every column of a metrics.csv that is a loss, an accuracy or a learning rate, against the training step.
+    """Draw the losses, the accuracies in per cent and the learning rate of a metrics.csv against the training step.
 
     Args:
         metrics: csv file written by training.
@@ -210,8 +210,11 @@ def training_curves(metrics: str | os.PathLike[str], path: str | os.PathLike[str
     with figure(4.2 * len(groups), 3.0) as drawn:
         for axes, (title, names) in zip(drawn.subplots(1, len(groups), squeeze=False)[0], groups.items(), strict=True):
             for shade, name in zip(cycle(CURVES), names, strict=False):
+                unit = 100 if title == "accuracy" else 1
                 points = [
-                    (x, y) for x, y in zip(columns[step], columns[name], strict=True) if x is not None and y is not None
+                    (x, unit * y)
+                    for x, y in zip(columns[step], columns[name], strict=True)
+                    if x is not None and y is not None
                 ]
                 axes.plot(
                     *zip(*points, strict=True),
@@ -219,16 +222,24 @@ def training_curves(metrics: str | os.PathLike[str], path: str | os.PathLike[str
                     linewidth=1.6,
                     marker="o" if len(points) < 30 else None,
                     markersize=3,
-                    label=name,
+                    label=_in_words(name),
                 )
-            axes.set(xlabel=step, title=title)
+            axes.set(xlabel=step, title="validation accuracy, %" if title == "accuracy" else title)
             axes.grid(axis="y", color="#eceff2")
             axes.set_axisbelow(True)
             if title == "accuracy":
-                axes.set_ylim(0, 1.02)
+                axes.set_ylim(0, 102)
             if len(names) > 1:
                 axes.legend(fontsize=8, handlelength=1.2)
         return save(drawn, path)
+
+
+def _in_words(column: str) -> str:
+    """A column of metrics.csv as a legend has it: "loss_vc" as "vc", "val_top1_zero_shot" as "zero-shot top-1"."""
+    kind, _, rest = column.removeprefix("val_").partition("_")
+    if kind in ("top1", "top5"):
+        return f"{rest.replace('_', '-')} top-{kind[-1]}".strip()
+    return (rest or "total") if kind == "loss" else column
 
 
 def _read_metrics(path: Path) -> dict[str, list[float | None]]:

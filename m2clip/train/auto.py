@@ -1,6 +1,6 @@
 """The rule of the recipe `auto`: what a run on somebody's own videos is given. Small functions of numbers alone.
 
-docs/folders.md tells the rule in words.
+docs/own_videos.md tells the rule in words.
 """
 
 from __future__ import annotations
@@ -104,6 +104,8 @@ def choose(
         options = {name: value for name, value in demo.model.options.items() if name != "descriptions"}
         found |= {f"model.options.{name}": value for name, value in options.items()}
         let("optim.beta2", demo.optim.beta2)
+    if method == "msta" and not config.model.options.get("descriptions"):
+        let("model.options.alpha", 0)  # the weight of the loss that needs them
     precision = let("optim.precision", precision_of(machine))
     wanted = math.ceil(clips_per_step(videos) / machine.processes)
     memory = USABLE * machine.memory

@@ -403,7 +403,7 @@ class _Trainer:
         self.model.train()
         if not distributed.is_main():
             return
-        if config.keep == "best" and found.top1 > max((float(row["val_top1"]) for row in rows), default=-1.0):
+        if config.keep == "best" and found.top1 >= max((float(row["val_top1"]) for row in rows), default=-1.0):
             self.save_adapters()
         found.save(self.folder / f"eval_epoch_{progress.epoch:03d}.json")
         self.log.write(progress.step, progress.epoch, found.columns)

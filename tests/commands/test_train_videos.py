@@ -11,6 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from m2clip.cli import build_parser
+from m2clip.commands.shared.overrides import join_overrides, take_word
+from m2clip.config import load_config
 from m2clip.data.built_in.motion import CLASSES, render_clip
 from m2clip.data.built_in.rendered_set import write_clip
 from m2clip.train.state import list_checkpoints
@@ -111,6 +114,19 @@ def test_what_is_no_video_and_no_recipe(
     assert "both say how long" in one_line(call(capfd, "train", videos, "--minutes", 1, "--optim.epochs", 3))
     assert "unknown method" in one_line(call(capfd, "train", videos, "--method", "m3clip"))
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_the_commands_of_the_page() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "own_videos.md").read_text(encoding="utf-8")
+    commands = re.findall(r"(?:^|`|\$ )(m2clip (?:train|predict|eval) [^`\n]+)", page, re.MULTILINE)
+    assert len(commands) == 6
+    for command in (command for command in commands if "--help" not in command):
+        parsed, rest = build_parser().parse_known_args(shlex.split(command)[1:])
+        if parsed.command == "train":
+            word, others = take_word(rest)
+            load_config("auto", [f"data.train={word}", *join_overrides(others)])
+        else:
+            assert not rest
 
 
 def test_folders_of_others(

@@ -8,11 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from m2clip.config import load_config
 from m2clip.config_fields import DataConfig
 from m2clip.data import train_lists
+from m2clip.data.check.files import Depth
+from m2clip.data.check.lists import Problem, Report
 from m2clip.data.lists.annotations import load_annotations
 from m2clip.data.train_lists import TrainLists, prepare_lists
 from m2clip.errors import InputError, Notice
+from m2clip.train.auto import Machine, Tower, choose
 from tests.data.video_files import write_video
 
 BAD = b"<html>404</html>"
@@ -210,3 +214,30 @@ def test_files_of_others_are_not_replaced(ten: Path, tmp_path: Path) -> None:
     (tmp_path / "lists").mkdir()
     (tmp_path / "lists" / "lists.json").write_text("years of work")
     refused(tmp_path, DataConfig(train=str(ten)), "is there already")
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_videos_are_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    count, classes = 100_000, 400
+    listed = tmp_path / "list.csv"
+    listed.write_text("video,label\n" + "".join(f"/v/{n}.mp4,class {n % classes}\n" for n in range(count)))
+    depths = []
+
+    def fake(path: Path, output: Path, *, depth: Depth, **reading: object) -> Report:
+        depths.append(depth.decode)
+        names = output / "classes.csv"
+        output.mkdir(parents=True)
+        names.write_text("id,name\n" + "".join(f"{label},class {label}\n" for label in range(classes)))
+        (output / "clean.txt").write_text("".join(f"/v/{n}.mp4 {n % classes}\n" for n in range(1, count)))
+        made = Report(str(path), "list", count, depth.decode, 8, clean=count - 1)
+        made.problems = [Problem("missing", "/v/0.mp4", 0, "list.csv, line 2", "no such file")]
+        made.clean_list, made.class_file = str(output / "clean.txt"), str(names)
+        return made
+
+    monkeypatch.setattr(train_lists, "check_list", fake)
+    lists = prepare_lists(DataConfig(train=str(listed)), tmp_path / "lists")
+    assert depths == ["count"] and lists.problems == {"missing": 1}
+    assert lists.counts == {"train": 79_999, "val": 20_000} and lists.classes_used == classes
+    machine, tower = Machine("cuda", 100 << 30, 16, bf16=True), Tower(197, 768, 12)
+    found = choose(load_config("auto", ["model.clip=ViT-B-16"]), {"model.clip"}, 79_999, ["a"], machine, tower)
+    assert (found["optim.batch_size"], found["data.repeat"], found["optim.epochs"]) == (64, 2, 7)

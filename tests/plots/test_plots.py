@@ -10,6 +10,7 @@ import torch
 from m2clip.errors import InputError, Notice
 from m2clip.plots import pictures as plots
 from m2clip.plots.confusion import confusion_matrix
+from m2clip.plots.pictures import _in_words
 from m2clip.plots.timeline import _ticks
 
 RANKED = [("a circle moving left", 0.6), ("a circle moving right", 0.3), ("a square growing", 0.1)]
@@ -156,6 +157,11 @@ def test_training_curves(tmp_path: Path) -> None:
         plots.training_curves(metrics, tmp_path / "curves.png")
     with pytest.raises(InputError, match="does not exist"):
         plots.training_curves(tmp_path / "absent.csv", tmp_path / "curves.png")
+
+
+def test_legends_of_training_curves() -> None:
+    columns = ("loss", "loss_cmc", "val_top1", "val_top1_zero_shot", "val_top5", "lr")
+    assert [_in_words(name) for name in columns] == ["total", "cmc", "top-1", "zero-shot top-1", "top-5", "lr"]
 
 
 def test_drawing_leaves_the_callers_matplotlib_alone(tmp_path: Path) -> None:

@@ -116,7 +116,8 @@ def test_few_videos_on_a_laptop() -> None:
     assert found["optim.lr"] * 16 / 256 == pytest.approx(1e-2)
     assert found["model.options.width"] == 64
     assert chosen(LAPTOP, TINY, 30, ["turn left", "turn right"])["data.flip"] is False
-    assert "model.options.descriptions" not in chosen(LAPTOP, TINY, 30, ["a", "b"], "model.method=msta")
+    found = chosen(LAPTOP, TINY, 30, ["a", "b"], "model.method=msta")
+    assert found["model.options.alpha"] == 0 and "model.options.descriptions" not in found
 
 
 def test_a_real_clip_on_a_gpu() -> None:
