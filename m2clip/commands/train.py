@@ -31,8 +31,8 @@ def add_parser(commands: Any) -> None:
     )
     parser.usage = "m2clip train VIDEOS | --config CONFIG  [options]"
     parser.add_argument("--config", help="YAML file, bundled recipe, or run folder, in place of VIDEOS")
-    parser.add_argument("--clip", help="open_clip architecture, or tiny, the bundled one: the same as --model.clip")
-    parser.add_argument("--method", help="m2clip, st_adapter, aim or msta: the same as --model.method")
+    parser.add_argument("--clip", help="open_clip architecture, or tiny, the bundled one: the field model.clip")
+    parser.add_argument("--method", help="m2clip, st_adapter, aim or msta: the field model.method")
     parser.add_argument("--minutes", type=seconds, help="the longest that training on VIDEOS may take")
     parser.add_argument("--fresh", action="store_true", help="refuse an output folder that already holds a run")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU where there is one)")
