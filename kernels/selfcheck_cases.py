@@ -85,7 +85,7 @@ class TedShape(NamedTuple):
     grid: tuple[int, int]
     dim: int
     width: int
-    class_token: bool = True
+    prefix: int = 1  # tokens in front of the patches
     branches: str = "both"  # both, temporal, difference or shared
     sequential: bool = False
     strided: bool = False
@@ -94,7 +94,8 @@ class TedShape(NamedTuple):
 
     def __str__(self) -> str:
         switches = (
-            "patches only" if self.patches_only else "class token" if self.class_token else "no class token",
+            "patches only" if self.patches_only else "",
+            f"{self.prefix} prefix tokens" if self.prefix > 1 else "class token" if self.prefix else "no class token",
             self.branches,
             "sequential" if self.sequential else "",
             "strided" if self.strided else "",
@@ -110,21 +111,24 @@ _TED = (
     TedShape(3, (1, 1), 37, 13, branches="shared"),
     TedShape(3, (5, 9), 37, 13, branches="temporal"),
     TedShape(3, (5, 9), 37, 13, branches="difference"),
-    TedShape(3, (3, 5), 37, 13, class_token=False),
-    TedShape(3, (3, 5), 37, 13, class_token=False, branches="shared"),
+    TedShape(3, (3, 5), 37, 13, prefix=0),
+    TedShape(3, (3, 5), 37, 13, prefix=0, branches="shared"),
     TedShape(3, (5, 3), 40, 19, strided=True),
     TedShape(8, (7, 7), 64, 32, sequential=True),
     TedShape(8, (7, 7), 64, 33, branches="shared", sequential=True),
-    TedShape(8, (9, 5), 48, 24, class_token=False, strided=True, branches="shared"),
+    TedShape(8, (9, 5), 48, 24, prefix=0, strided=True, branches="shared"),
     TedShape(8, (5, 9), 40, 24, branches="temporal", patches_only=True),
     TedShape(3, (4, 4), 37, 13, patches_only=True),
+    TedShape(3, (4, 5), 40, 24, prefix=5),
+    TedShape(3, (5, 4), 37, 13, prefix=5, branches="shared", sequential=True, strided=True),
+    TedShape(3, (4, 5), 40, 24, prefix=5, branches="temporal", patches_only=True),
     TedShape(8, (14, 14), 96, 64),
     TedShape(8, (16, 16), 64, 65, branches="shared"),
 )
 
 
 def _ted_inputs(shape: TedShape) -> Tensors:
-    tokens, shared = shape.grid[0] * shape.grid[1] + shape.class_token, shape.branches == "shared"
+    tokens, shared = shape.grid[0] * shape.grid[1] + shape.prefix, shape.branches == "shared"
     shapes: dict[str, tuple[int, ...]] = {"x": (shape.clips * shape.frames, tokens, shape.dim)}
     if shared:
         shapes |= _projections(shape.dim, shape.width, "shared.")
@@ -151,7 +155,7 @@ def _run_ted(shape: TedShape, tensors: Tensors, backend: str) -> Tensor:
         weights,
         shape.frames,
         grid=shape.grid,
-        class_token=shape.class_token,
+        num_prefix_tokens=shape.prefix,
         patches_only=shape.patches_only,
         sequential=shape.sequential,
         backend=backend,
@@ -161,7 +165,7 @@ def _run_ted(shape: TedShape, tensors: Tensors, backend: str) -> Tensor:
 def ted_case(shape: TedShape) -> Case:
     """Of ted_adapter."""
     temporal, difference = (shape.branches in ("both", "shared", name) for name in ("temporal", "difference"))
-    switches = shape.branches == "shared", shape.class_token, shape.patches_only, shape.sequential, shape.frames
+    switches = shape.branches == "shared", shape.prefix == 1, shape.patches_only, shape.sequential, shape.frames
     call = Call("ted_adapter", ted_layout(temporal, difference, *switches), shape.dim, shape.width, torch.float32)
     inputs, run = partial(_ted_inputs, shape), partial(_run_ted, shape)
     return Case("ted_adapter", str(shape), inputs, run, shape.strided, call=call)

@@ -60,19 +60,18 @@ def ted_reference(
     weights: TEDWeights,
     num_frames: int,
     grid: tuple[int, int],
-    class_token: bool,
+    prefix: int,
     patches_only: bool,
     sequential: bool,
     residual: bool = True,
 ) -> Tensor:
-    """y = x + TE(x) + TD(x), or with sequential y' = x + TE(x), y = y' + TD(y'), for x (B*T, L, D) (Eqs. 6-8).
+    """y = x + TE(x) + TD(x), or with sequential y' = x + TE(x), y = y' + TD(y'), for x (B*T, P + H*W, D) (Eqs. 6-8).
 
-    Without residual, TE(x) + TD(x) alone.
+    The P prefix tokens take part in TE alone, with patches_only in neither. Without residual, TE(x) + TD(x) alone.
     """
-    first = int(class_token)
-    if first and patches_only:
-        patches = ted_reference(x[:, first:], weights, num_frames, grid, False, False, sequential, residual)
-        return torch.cat([x[:, :first] if residual else torch.zeros_like(x[:, :first]), patches], dim=1)
+    if prefix and patches_only:
+        patches = ted_reference(x[:, prefix:], weights, num_frames, grid, 0, False, sequential, residual)
+        return torch.cat([x[:, :prefix] if residual else torch.zeros_like(x[:, :prefix]), patches], dim=1)
     tokens = x.reshape(x.shape[0] // num_frames, num_frames, *x.shape[1:])
     y = tokens if residual else torch.zeros_like(tokens)
     if weights.temporal is not None:
@@ -80,11 +79,11 @@ def ted_reference(
         y = y + F.linear(hidden, weights.temporal.up_weight, weights.temporal.up_bias)
     if weights.difference is not None and grid[0] * grid[1] > 0:
         source = y if sequential else tokens
-        hidden = temporal_difference(source[:, :, first:], weights.difference, grid)
+        hidden = temporal_difference(source[:, :, prefix:], weights.difference, grid)
         bias_is_in = weights.shared and weights.temporal is not None
         bias = None if bias_is_in else weights.difference.up_bias
         enhanced = F.linear(hidden, weights.difference.up_weight, bias)
-        y = y + F.pad(enhanced, (0, 0, first, 0))
+        y = y + F.pad(enhanced, (0, 0, prefix, 0))
     return y.reshape(x.shape)
 
 
@@ -145,7 +144,7 @@ def _check_arguments(
     x: Tensor, weights: list[Tensor], temporal: int, num_frames: int, grid: list[int], class_token: bool, *_: bool
 ) -> None:
     branches = Branches(weights[: check_count("temporal", temporal, least=0)], weights[temporal:])
-    _check(x, branches.weights(), check_count("num_frames", num_frames), check_grid(grid), class_token)
+    _check(x, branches.weights(), check_count("num_frames", num_frames), check_grid(grid), int(class_token))
 
 
 _ted_adapter = Operator(
@@ -173,6 +172,7 @@ def ted_adapter(
     *,
     grid: tuple[int, int] | None = None,
     class_token: bool = True,
+    num_prefix_tokens: int | None = None,
     patches_only: bool = False,
     sequential: bool = False,
     backend: str = "auto",
@@ -181,16 +181,18 @@ def ted_adapter(
 
     ``TE = conv1d_frames(x W_e + b_e) V_e + a_e`` on every token;
     ``TD = conv2d_grid((x_t - x_{t-1}) W_d + b_d) V_d + a_d`` on patch tokens, the first frame's difference being 0;
-    ``y = x + TE + TD``. Class-token rows receive nothing from TD.
+    ``y = x + TE + TD``. Prefix tokens (a class token, registers) receive nothing from TD.
 
     Args:
-        x: tokens (B*T, L, D), the T frames of a clip adjacent, any strides; L = H*W (+ 1 with a class token, first).
+        x: tokens (B*T, L, D), the T frames of a clip adjacent, any strides; L = P + H*W, the P prefix tokens first.
         weights: both branches, see :class:`TEDWeights`; a branch that is None is switched off.
         num_frames: T, frames per clip, from 1.
         grid: (H, W) of the patch tokens; by default the square of that many tokens.
-        class_token: whether token 0 of each frame is a class token.
-        patches_only: TE takes patch tokens alone as well, and class tokens pass untouched, without a copy of the
-            others; with TE alone that is an ST-Adapter.
+        class_token: whether token 0 of each frame is a class token: the word for P of 1 and 0.
+        num_prefix_tokens: P, each like a class token; by default class_token says it. Two or more are mixed by a call
+            of their own, of the layout "temporal no-class-token", and the patches by one without prefix tokens.
+        patches_only: TE takes patch tokens alone as well, and prefix tokens pass untouched, a class token without a
+            copy of the others; with TE alone that is an ST-Adapter.
         sequential: apply TD to the output of the TE residual instead of in parallel.
         backend: "auto" or the name of one, see :func:`explain`.
 
@@ -201,8 +203,8 @@ def ted_adapter(
     Raises:
         ValueError: shapes that do not fit together, tokens that fill no square grid while none was given, numbers out
             of range.
-        TypeError: x that is not a floating-point tensor, frames or a grid that are not integers, other switches than
-            True and False.
+        TypeError: x that is not a floating-point tensor, frames, prefix tokens or a grid that are not integers, other
+            switches than True and False.
 
     Source: M2-CLIP (AAAI 2024), Eqs. 6-8; two weight layouts: separate projections (authors' code), shared (equations).
     With patches_only: ST-Adapter (NeurIPS 2022).
@@ -213,19 +215,29 @@ def ted_adapter(
     switches = {"class_token": class_token, "patches_only": patches_only, "sequential": sequential}
     for name, value in {**switches, "weights.shared": weights.shared}.items():
         check_flag(name, value)
-    grid = _check(x, weights, num_frames, grid, class_token)
+    prefix = int(class_token) if num_prefix_tokens is None else check_count("num_prefix_tokens", num_prefix_tokens, 0)
+    grid = _check(x, weights, num_frames, grid, prefix)
     _check_shared(weights)
     if grid[0] * grid[1] == 0:
         weights = weights._replace(difference=None)  # no patches: nothing for the difference branch
     nothing = weights.temporal is None and weights.difference is None
     branches = weights.temporal is not None, weights.difference is not None
-    kind = ted_layout(*branches, weights.shared, class_token, patches_only, sequential, num_frames)
+    kind = ted_layout(*branches, weights.shared, prefix == 1, patches_only, sequential, num_frames)
     chosen = "reference" if nothing else dispatch.choose("ted_adapter", x, backend, _width(weights), kind)
     if chosen == "reference":
         weights = Branches.of(weights, x.dtype).weights()
-        return ted_reference(x, weights, num_frames, grid, class_token, patches_only, sequential)
+        return ted_reference(x, weights, num_frames, grid, prefix, patches_only, sequential)
+    if prefix > 1:  # the kernels know one class token
+        front, patches = x.split([prefix, grid[0] * grid[1]], dim=1)
+        if weights.temporal is not None and not patches_only:
+            over_time = TEDWeights(weights.temporal, None)
+            front = ted_adapter(front, over_time, num_frames, grid=(1, prefix), class_token=False, backend=backend)
+        patches = ted_adapter(
+            patches, weights, num_frames, grid=grid, class_token=False, sequential=sequential, backend=backend
+        )
+        return torch.cat([front, patches], dim=1)
     dtype = dispatch.compute_dtype("ted_adapter", x)
-    setting = (num_frames, list(grid), class_token, patches_only and class_token)
+    setting = (num_frames, list(grid), prefix == 1, patches_only and prefix == 1)
     own = None if chosen == "triton" else dtype  # its kernels round weights, and write gradients in their dtype
     for temporal, difference in Branches.in_turn(weights, own) if sequential else [Branches.of(weights, own)]:
         arguments = ([*temporal, *difference], len(temporal), *setting)
@@ -268,20 +280,25 @@ def _width(weights: TEDWeights) -> int:
 
 
 def _check(
-    x: Tensor, weights: TEDWeights, num_frames: int, grid: tuple[int, int] | None, class_token: bool
+    x: Tensor, weights: TEDWeights, num_frames: int, grid: tuple[int, int] | None, prefix: int
 ) -> tuple[int, int]:
     """(H, W), where all sizes fit together."""
     if x.dim() != 3:
         raise ValueError(f"x must be (B*T, L, D), got shape {tuple(x.shape)}")
     if x.shape[0] % num_frames:
         raise ValueError(f"the first dimension of x ({x.shape[0]}) is not a multiple of num_frames ({num_frames})")
-    if class_token and x.shape[1] == 0:
-        raise ValueError(f"x has no tokens, not even a class token: shape {tuple(x.shape)}")
+    if x.shape[1] < prefix:
+        few = (
+            "no tokens, not even a class token"
+            if prefix == 1
+            else f"fewer tokens than the {prefix} in front of patches"
+        )
+        raise ValueError(f"x has {few}: shape {tuple(x.shape)}")
     for name, kernel in (("temporal", (1, 3)), ("difference", (1, 3, 3))):
         branch = getattr(weights, name)
         if branch is not None:
             _check_branch(name, branch, x, kernel)
-    return patch_grid(x.shape[1] - int(class_token), grid)
+    return patch_grid(x.shape[1] - prefix, grid)
 
 
 def _check_branch(name: str, branch: BranchWeights, x: Tensor, kernel: tuple[int, ...]) -> None:

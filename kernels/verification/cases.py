@@ -54,13 +54,13 @@ def cases(call: Call) -> list[VerificationCase]:
 
 def _ted(call: Call, switches: frozenset[str]) -> Iterator[Case]:
     branches = next(name for name in ("both", "shared", "temporal", "difference") if name in switches)
-    class_token, patches_only = "no-class-token" not in switches, "patches-only" in switches
+    prefix, patches_only = int("no-class-token" not in switches), "patches-only" in switches
     if "long" in switches:
         shapes = [(MOST_FRAMES + 1, (3, 2), 1)]
     else:
         shapes = [(3, (3, 5), 2), (8, (14, 14), 1)]
     for frames, grid, clips in shapes:
-        shape = TedShape(frames, grid, call.dim, call.width, class_token, branches, "sequential" in switches)
+        shape = TedShape(frames, grid, call.dim, call.width, prefix, branches, "sequential" in switches)
         yield ted_case(shape._replace(clips=clips, patches_only=patches_only))
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -54,30 +52,6 @@ def check_layout(
     return int(class_token) if num_prefix_tokens is None else check_count("num_prefix_tokens", num_prefix_tokens, 0)
 
 
-def adapted(
-    x: Tensor,
-    weights: TEDWeights,
-    num_frames: int,
-    grid: tuple[int, int] | None,
-    num_prefix_tokens: int,
-    patches_only: bool = False,
-    **options: Any,
-) -> Tensor:
-    """:func:`m2clip.kernels.ted_adapter` with any number of tokens in front of the patches, each like a class token."""
-    if num_prefix_tokens <= 1:
-        class_token = num_prefix_tokens == 1
-        patches_only = patches_only and class_token
-        return ted_adapter(
-            x, weights, num_frames, grid=grid, class_token=class_token, patches_only=patches_only, **options
-        )
-    front, patches = x[:, :num_prefix_tokens], x[:, num_prefix_tokens:]
-    if weights.temporal is not None and not patches_only:
-        over_time = TEDWeights(weights.temporal, None)
-        front = ted_adapter(front, over_time, num_frames, grid=(1, num_prefix_tokens), class_token=False, **options)
-    patches = ted_adapter(patches, weights, num_frames, grid=grid, class_token=False, **options)
-    return torch.cat([front, patches], dim=1)
-
-
 class TEDAdapter(nn.Module):
     """Temporal enhancement and temporal difference between the frames of a clip; the identity until trained.
 
@@ -86,9 +60,9 @@ class TEDAdapter(nn.Module):
         width: bottleneck width R.
         num_frames: T, frames per clip; the forward pass may override it.
         grid: (H, W) of the patch tokens; by default the square of however many arrive.
-        class_token: whether token 0 of each frame is a class token.
-        num_prefix_tokens: P, the tokens in front of a frame's patches, each treated as a class token; by default
-            class_token says it.
+        class_token: whether token 0 of each frame is a class token: the word for P of 1 and 0.
+        num_prefix_tokens: P, the tokens in front of a frame's patches (a class token, registers), each treated as a
+            class token; by default class_token says it.
         temporal: switch of the branch over frames.
         difference: switch of the branch over differences of frames.
         shared_projection: one down- and one up-projection for both branches (the paper's equations) instead of a pair
@@ -168,12 +142,12 @@ class TEDAdapter(nn.Module):
         if prefix and x.shape[1] == 1:
             # Class tokens alone, as a tower's last block sends them: nothing for the difference branch.
             grid, prefix = (0, 0), 1
-        return adapted(
+        return ted_adapter(
             x,
             self.weights(),
             self.num_frames if num_frames is None else num_frames,
-            grid,
-            prefix,
+            grid=grid,
+            num_prefix_tokens=prefix,
             sequential=self.sequential,
             backend=self.backend,
         )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from m2clip.adapters.ted import Branch, adapted, check_layout, ted_call
-from m2clip.kernels import TEDWeights, bottleneck_adapter
+from m2clip.adapters.ted import Branch, check_layout, ted_call
+from m2clip.kernels import TEDWeights, bottleneck_adapter, ted_adapter
 from m2clip.kernels.ops.checks import check_count, check_number
 from m2clip.kernels.verification.keys import Call, bottleneck_layout, ted_layout
 
@@ -61,9 +61,14 @@ class STAdapter(Branch):
         num_frames = check_count("num_frames", self.num_frames if num_frames is None else num_frames)
         if self.num_prefix_tokens and x.shape[1] == 1:
             return x  # class tokens alone, as a tower's last block sends them
-        weights = TEDWeights(self.weights(), None)
-        return adapted(
-            x, weights, num_frames, self.grid, self.num_prefix_tokens, patches_only=True, backend=self.backend
+        return ted_adapter(
+            x,
+            TEDWeights(self.weights(), None),
+            num_frames,
+            grid=self.grid,
+            num_prefix_tokens=self.num_prefix_tokens,
+            patches_only=True,
+            backend=self.backend,
         )
 
 

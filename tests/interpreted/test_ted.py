@@ -40,7 +40,7 @@ ANY = Geometry(2, (3, 3), True)
 @pytest.mark.parametrize(("frames", "grid"), SHAPES, ids=str)
 def test_triton_is_as_exact_as_eager(frames, grid, layout, monkeypatch):
     turn = FRAMES.index(frames) + GRIDS.index(grid) + LAYOUTS.index(layout)  # the other options take turns
-    options = {"class_token": turn % 2 == 0, "sequential": turn % 3 == 0, "strided": turn % 5 == 0}
+    options = {"prefix": (1, 0, 5)[turn // 2 % 3], "sequential": turn % 3 == 0, "strided": turn % 5 == 0}
     force(PLANS[turn % 3], monkeypatch)
     run = case(frames, grid, layout, 1, width=(19, 32)[turn % 4 // 2], **options)
     dtype = (torch.float32, torch.float16)[turn % 2]
@@ -51,8 +51,8 @@ def test_triton_is_as_exact_as_eager(frames, grid, layout, monkeypatch):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_plan_on_several_clips(layout, plan, monkeypatch):
     force(plan, monkeypatch)
-    for class_token, dtype in ((True, torch.float16), (False, torch.float32)):
-        run = case(2, (5, 9), layout, 3, width=32, class_token=class_token)
+    for prefix, dtype in ((1, torch.float16), (0, torch.float32), (5, torch.float32)):
+        run = case(2, (5, 9), layout, 3, width=32, prefix=prefix)
         assert_proven(run, dtype, "triton")
 
 

@@ -79,6 +79,7 @@ REFUSED: list[tuple[Callable[..., Any], str, tuple[Any, ...]]] = [
         ((-4, -4), (4,), (4, 4, 1), (), "44", 16, (4.0, 4), ("4", "4"), (True, 16), (2, 8.0), (3, 5), (0, 2**70)),
     ),
     (ted, "class_token", NO_FLAGS),
+    (ted, "num_prefix_tokens", (-1, 18, 2**40, 2.0, "2", True, [2], torch.tensor(2.0))),
     (ted, "patches_only", NO_FLAGS),
     (ted, "sequential", NO_FLAGS),
     (ted, "shared", NO_FLAGS),

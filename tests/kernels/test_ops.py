@@ -26,6 +26,7 @@ LAYOUTS = {
     "temporal": {"difference": False},
     "difference": {"temporal": False},
     "sequential": {"sequential": True},
+    "registers": {"num_prefix_tokens": 3, "grid": (1, 2)},
 }
 
 

@@ -30,9 +30,9 @@ def weights(temporal: bool = True, difference: bool = True, shared: bool = False
     return TEDWeights(te if temporal else None, td if difference else None, shared)
 
 
-def by_loops(x: torch.Tensor, w: TEDWeights, frames: int, grid: tuple[int, int], class_token: bool, sequential: bool):
+def by_loops(x: torch.Tensor, w: TEDWeights, frames: int, grid: tuple[int, int], prefix: int, sequential: bool):
     """The equations token by token, with Python loops over frames and grid positions."""
-    first, (height, width) = int(class_token), grid
+    height, width = grid
     out = x.clone()
     for clip in range(x.shape[0] // frames):
         tokens = x[clip * frames : (clip + 1) * frames]
@@ -51,7 +51,7 @@ def by_loops(x: torch.Tensor, w: TEDWeights, frames: int, grid: tuple[int, int],
             td = w.difference
             source = enhanced if sequential else tokens
             for t in range(frames):
-                delta = source[t, first:] - source[t - 1, first:] if t else torch.zeros_like(source[0, first:])
+                delta = source[t, prefix:] - source[t - 1, prefix:] if t else torch.zeros_like(source[0, prefix:])
                 h = (delta @ td.down_weight.T + td.down_bias).reshape(height, width, -1)
                 for i, j in itertools.product(range(height), range(width)):
                     u = td.conv_bias.clone()
@@ -59,42 +59,41 @@ def by_loops(x: torch.Tensor, w: TEDWeights, frames: int, grid: tuple[int, int],
                         if 0 <= i + di < height and 0 <= j + dj < width:
                             u = u + td.conv_weight[:, 0, di + 1, dj + 1] * h[i + di, j + dj]
                     bias = 0 if w.shared and w.temporal is not None else td.up_bias
-                    result[t, first + i * width + j] += u @ td.up_weight.T + bias
+                    result[t, prefix + i * width + j] += u @ td.up_weight.T + bias
         out[clip * frames : (clip + 1) * frames] = result
     return out
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 5])
 @pytest.mark.parametrize("grid", [(1, 1), (2, 3), (3, 3)])
-@pytest.mark.parametrize("class_token", [True, False])
+@pytest.mark.parametrize("prefix", [0, 1, 5])
 @pytest.mark.parametrize(
     "layout", [(True, True, False), (True, True, True), (True, False, False), (False, True, False)], ids=str
 )
-def test_ted_adapter_follows_the_equations(frames, grid, class_token, layout):
+def test_ted_adapter_follows_the_equations(frames, grid, prefix, layout):
     torch.manual_seed(0)
     w = weights(*layout)
-    x = torch.randn(2 * frames, grid[0] * grid[1] + class_token, DIM, dtype=torch.float64)
+    x = torch.randn(2 * frames, grid[0] * grid[1] + prefix, DIM, dtype=torch.float64)
     for sequential in (False, True):
-        y = kernels.ted_adapter(x, w, frames, grid=grid, class_token=class_token, sequential=sequential)
-        expected = by_loops(x, w, frames, grid, class_token, sequential)
+        y = kernels.ted_adapter(x, w, frames, grid=grid, num_prefix_tokens=prefix, sequential=sequential)
+        expected = by_loops(x, w, frames, grid, prefix, sequential)
         torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(
     "layout", [(True, True, False), (True, True, True), (True, False, False), (False, True, False)], ids=str
 )
-def test_patches_only_leaves_class_tokens_untouched(layout):
+@pytest.mark.parametrize("prefix", [1, 5])
+def test_patches_only_leaves_prefix_tokens_untouched(prefix, layout):
     torch.manual_seed(0)
-    w, x = weights(*layout), torch.randn(6, 7, DIM, dtype=torch.float64)
+    w, x = weights(*layout), torch.randn(6, prefix + 6, DIM, dtype=torch.float64)
     for sequential in (False, True):
-        y = kernels.ted_adapter(x, w, 3, grid=(2, 3), patches_only=True, sequential=sequential)
-        assert torch.equal(y[:, 0], x[:, 0])
-        expected = by_loops(x[:, 1:], w, 3, (2, 3), False, sequential)
-        torch.testing.assert_close(y[:, 1:], expected, rtol=1e-12, atol=1e-12)
-        alone = kernels.ted_adapter(
-            x[:, 1:], w, 3, grid=(2, 3), class_token=False, patches_only=True, sequential=sequential
-        )
-        assert torch.equal(y[:, 1:], alone)
+        options = {"grid": (2, 3), "patches_only": True, "sequential": sequential}
+        y = kernels.ted_adapter(x, w, 3, num_prefix_tokens=prefix, **options)
+        assert torch.equal(y[:, :prefix], x[:, :prefix])
+        expected = by_loops(x[:, prefix:], w, 3, (2, 3), 0, sequential)
+        torch.testing.assert_close(y[:, prefix:], expected, rtol=1e-12, atol=1e-12)
+        assert torch.equal(y[:, prefix:], kernels.ted_adapter(x[:, prefix:], w, 3, class_token=False, **options))
 
 
 def test_difference_adds_nothing_to_class_tokens_and_only_biases_to_first_frames():
