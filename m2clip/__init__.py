@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 from m2clip.errors import InputError
 
 if TYPE_CHECKING:
-    from m2clip import kernels
+    from m2clip import drop_in, kernels
     from m2clip.adapters import TEDAdapter, TextAdapter
     from m2clip.checkpoints.adapters import load_adapters, save_adapters
     from m2clip.checkpoints.convert import load_authors_checkpoint
     from m2clip.data.memory import load_video
+    from m2clip.drop_in import adapt
     from m2clip.methods import create_model
     from m2clip.prediction.streams import stream
     from m2clip.prediction.videos import predict
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 _HOME = {
     "TEDAdapter": "m2clip.adapters",
     "TextAdapter": "m2clip.adapters",
+    "adapt": "m2clip.drop_in",
     "create_model": "m2clip.methods",
     "load_clip": "m2clip.towers.loading",
     "load_video": "m2clip.data.memory",
@@ -33,14 +35,16 @@ _HOME = {
     "load_authors_checkpoint": "m2clip.checkpoints.convert",
 }
 
-_MODULES = ("evaluate", "kernels", "matching", "methods", "train")
+_MODULES = ("drop_in", "evaluate", "kernels", "matching", "methods", "train")
 
 __all__ = [
     "InputError",
     "TEDAdapter",
     "TextAdapter",
     "__version__",
+    "adapt",
     "create_model",
+    "drop_in",
     "kernels",
     "load_adapters",
     "load_authors_checkpoint",
