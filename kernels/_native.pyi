@@ -152,12 +152,12 @@ class CosineGradients:
 
 def inverse_lengths(x: _Address, rows: int, size: int, stride: int, out: _Address, threads: int, /) -> None: ...
 def cross_entropy_forward(
-    problem: CosineProblem, targets: _Address, loss: _Address, row_log_sum: _Address, threads: int, /
+    problem: CosineProblem, targets: _Address, loss: _Address, row_softmax: _Address, threads: int, /
 ) -> None: ...
 def cross_entropy_backward(
     problem: CosineProblem,
     targets: _Address,
-    row_log_sum: _Address,
+    row_softmax: _Address,
     loss_gradient: _Address,
     out: CosineGradients,
     threads: int,
@@ -168,8 +168,8 @@ def soft_target_forward(
     labels: _Address,
     target_scale: float,
     loss: _Address,
-    row_log_sum: _Address,
-    column_log_sum: _Address,
+    row_softmax: _Address,
+    column_softmax: _Address,
     threads: int,
     /,
 ) -> None: ...
@@ -177,8 +177,8 @@ def soft_target_backward(
     problem: CosineProblem,
     labels: _Address,
     target_scale: float,
-    row_log_sum: _Address,
-    column_log_sum: _Address,
+    row_softmax: _Address,
+    column_softmax: _Address,
     loss_gradient: _Address,
     out: CosineGradients,
     threads: int,

@@ -32,7 +32,7 @@ constexpr Kernels<T> table() {
             copy_and_sum<T>, activation_forward<T>, activation_backward<T>};
 }
 
-constexpr LossKernels losses = {sum_squares,   row_log_sum,          column_log_sum,
+constexpr LossKernels losses = {sum_squares,   row_softmax,          column_softmax,
                                 soft_row_loss, cross_entropy_slopes, soft_slopes, softmax_minus_target};
 
 }  // namespace

@@ -15,6 +15,13 @@ struct CosineLogits {
     float factor(int64_t row) const { return scale * row_inverse[row]; }
 };
 
+// Of rows or of columns: a logit's share is exp((logit - largest) - log_sum). The sum of the two, rounded to one number,
+// would be off by as much as logits are large, for a whole row alike.
+struct Softmax {
+    float* largest;  // logits
+    float* log_sum;  // logarithms of the sums of exponentials relative to them
+};
+
 // softmax(target_scale * [same label]) has two values a row; samples of one label share their group's.
 struct SoftTargets {
     const int32_t* group;   // (B), equal for equal labels
@@ -26,14 +33,13 @@ struct SoftTargets {
 
 // Where and by how much: dL/dlogit = weight * (softmax - target).
 struct CrossEntropySlope {
-    const float* row_log_sum;  // (B)
-    const int64_t* targets;    // (B)
+    Softmax rows;
+    const int64_t* targets;  // (B)
     float weight;
 };
 
 struct SoftSlope {
-    const float* row_log_sum;     // (B)
-    const float* column_log_sum;  // (B)
+    Softmax rows, columns;
     SoftTargets targets;
     float weight;
 };
@@ -52,9 +58,9 @@ struct CosineSlopes {
 
 struct LossKernels {
     float (*sum_squares)(const float* x, int64_t size);
-    float (*row_log_sum)(const CosineLogits& logits, int64_t row);
-    // out[c] for the columns [first, end).
-    void (*column_log_sum)(const CosineLogits& logits, int64_t first, int64_t end, float* out);
+    // Of one row, and of the columns [first, end).
+    void (*row_softmax)(const CosineLogits& logits, int64_t row, const Softmax& out);
+    void (*column_softmax)(const CosineLogits& logits, int64_t first, int64_t end, const Softmax& out);
     // Sum over a row of target * (log target - log softmax), for the row's softmax and the columns' softmaxes.
     float (*soft_row_loss)(const CosineLogits& logits, const SoftSlope& slope, int64_t row);
     void (*cross_entropy_slopes)(const CosineLogits& logits, const CrossEntropySlope& slope, const LogitBlock& block,

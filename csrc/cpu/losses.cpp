@@ -25,6 +25,9 @@ CosineLogits logits_of(const CosineProblem& p) {
     return {p.rows, p.columns, p.dots, p.row_inverse, p.column_inverse, *p.scale};
 }
 
+// In memory of 2 * size values.
+Softmax softmax_in(float* memory, int64_t size) { return {memory, memory + size}; }
+
 void check_targets(const int64_t* targets, int64_t rows, int64_t classes) {
     for (int64_t i = 0; i < rows; ++i) {
         if (targets[i] < 0 || targets[i] >= classes) {
@@ -100,43 +103,47 @@ void run_inverse_lengths(const float* x, int64_t rows, int64_t size, int64_t str
     parallel(worth(threads, rows * size), rows, run);
 }
 
-void run_cross_entropy_forward(const CosineProblem& p, const int64_t* targets, float* loss, float* row_log_sum,
+void run_cross_entropy_forward(const CosineProblem& p, const int64_t* targets, float* loss, float* row_softmax,
                                int threads) {
     check_targets(targets, p.rows, p.columns);
     const CosineLogits logits = logits_of(p);
-    auto run = [&](int, int64_t row) { row_log_sum[row] = kernels().row_log_sum(logits, row); };
+    const Softmax rows = softmax_in(row_softmax, p.rows);
+    auto run = [&](int, int64_t row) { kernels().row_softmax(logits, row, rows); };
     parallel(worth(threads, p.rows * p.columns), p.rows, run);
     double sum = 0;
     for (int64_t i = 0; i < p.rows; ++i) {
         const float dot = p.dots[i * p.columns + targets[i]];
-        sum += row_log_sum[i] - dot * (logits.factor(i) * p.column_inverse[targets[i]]);
+        const float logit = dot * (logits.factor(i) * p.column_inverse[targets[i]]);
+        sum += (static_cast<double>(rows.largest[i]) - logit) + rows.log_sum[i];
     }
     *loss = static_cast<float>(p.rows ? sum / static_cast<double>(p.rows) : 0.0);
 }
 
-void run_cross_entropy_backward(const CosineProblem& p, const int64_t* targets, const float* row_log_sum,
+void run_cross_entropy_backward(const CosineProblem& p, const int64_t* targets, float* row_softmax,
                                 const float* loss_gradient, const CosineGradients& out, int threads) {
     const CosineLogits logits = logits_of(p);
-    const CrossEntropySlope slope{row_log_sum, targets, *loss_gradient / static_cast<float>(p.rows)};
+    const CrossEntropySlope slope{softmax_in(row_softmax, p.rows), targets,
+                                  *loss_gradient / static_cast<float>(p.rows)};
     run_slopes(p, out, threads, [&](const LogitBlock& block, const CosineSlopes& to) {
         kernels().cross_entropy_slopes(logits, slope, block, to);
     });
 }
 
 void run_soft_target_forward(const CosineProblem& p, const int64_t* labels, double target_scale, float* loss,
-                             float* row_log_sum, float* column_log_sum, int threads) {
+                             float* row_softmax, float* column_softmax, int threads) {
     const CosineLogits logits = logits_of(p);
     const GroupedLabels grouped(labels, p.rows, target_scale);
-    const SoftSlope slope{row_log_sum, column_log_sum, grouped.targets(), 0};
+    const Softmax rows = softmax_in(row_softmax, p.rows), columns = softmax_in(column_softmax, p.columns);
+    const SoftSlope slope{rows, columns, grouped.targets(), 0};
     const int64_t strips = (p.columns + block_columns - 1) / block_columns;
     std::vector<float> row_loss(p.rows);
     auto sums = [&](int, int64_t task) {
         if (task < p.rows) {
-            row_log_sum[task] = kernels().row_log_sum(logits, task);
+            kernels().row_softmax(logits, task, rows);
             return;
         }
         const int64_t first = (task - p.rows) * block_columns;
-        kernels().column_log_sum(logits, first, std::min(first + block_columns, p.columns), column_log_sum);
+        kernels().column_softmax(logits, first, std::min(first + block_columns, p.columns), columns);
     };
     auto losses = [&](int, int64_t row) { row_loss[row] = kernels().soft_row_loss(logits, slope, row); };
     parallel(worth(threads, p.rows * p.columns), p.rows + strips, sums);
@@ -147,12 +154,13 @@ void run_soft_target_forward(const CosineProblem& p, const int64_t* labels, doub
 }
 
 void run_soft_target_backward(const CosineProblem& p, const int64_t* labels, double target_scale,
-                              const float* row_log_sum, const float* column_log_sum, const float* loss_gradient,
+                              float* row_softmax, float* column_softmax, const float* loss_gradient,
                               const CosineGradients& out, int threads) {
     const CosineLogits logits = logits_of(p);
     const GroupedLabels grouped(labels, p.rows, target_scale);
     const float weight = *loss_gradient / (2.0f * static_cast<float>(p.rows));
-    const SoftSlope slope{row_log_sum, column_log_sum, grouped.targets(), weight};
+    const SoftSlope slope{softmax_in(row_softmax, p.rows), softmax_in(column_softmax, p.columns), grouped.targets(),
+                          weight};
     run_slopes(p, out, threads, [&](const LogitBlock& block, const CosineSlopes& to) {
         kernels().soft_slopes(logits, slope, block, to);
     });

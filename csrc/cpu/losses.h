@@ -23,17 +23,20 @@ struct CosineGradients {
     float* scale;        // 0-d
 };
 
+// A softmax is 2 * size values: the largest logits of rows or of columns, then the logarithms of the sums of exponentials
+// relative to them.
+
 // Mean cross-entropy. Throws std::invalid_argument where a target is no class.
-void run_cross_entropy_forward(const CosineProblem& problem, const int64_t* targets, float* loss, float* row_log_sum,
+void run_cross_entropy_forward(const CosineProblem& problem, const int64_t* targets, float* loss, float* row_softmax,
                                int threads);
-void run_cross_entropy_backward(const CosineProblem& problem, const int64_t* targets, const float* row_log_sum,
+void run_cross_entropy_backward(const CosineProblem& problem, const int64_t* targets, float* row_softmax,
                                 const float* loss_gradient, const CosineGradients& out, int threads);
 
 // Mean of both directions' KL divergences to softmax(target_scale * [same label]); C = B.
 void run_soft_target_forward(const CosineProblem& problem, const int64_t* labels, double target_scale, float* loss,
-                             float* row_log_sum, float* column_log_sum, int threads);
+                             float* row_softmax, float* column_softmax, int threads);
 void run_soft_target_backward(const CosineProblem& problem, const int64_t* labels, double target_scale,
-                              const float* row_log_sum, const float* column_log_sum, const float* loss_gradient,
+                              float* row_softmax, float* column_softmax, const float* loss_gradient,
                               const CosineGradients& out, int threads);
 
 // logits (N, C) become softmax - [c = target]; returns the summed cross-entropy. Throws std::invalid_argument where a

@@ -1,4 +1,4 @@
-// The losses for one instruction set: log-sum-exp over rows and columns of logits, and slopes of the losses.
+// The losses for one instruction set: softmax over rows and columns of logits, and slopes of the losses.
 #pragma once
 
 #include "simd.h"
@@ -87,7 +87,7 @@ inline Vec<N> logit_at(const CosineLogits& l, const float* dots, float factor, i
     return product<N>(load<N>(dots + c), factor * load<N>(l.column_inverse + c));
 }
 
-float row_log_sum(const CosineLogits& l, int64_t row) {
+void row_softmax(const CosineLogits& l, int64_t row, const Softmax& out) {
     const float* dots = l.dots + row * l.columns;
     const float factor = l.factor(row);
     LaneMaximum most;
@@ -97,10 +97,11 @@ float row_log_sum(const CosineLogits& l, int64_t row) {
     for_channels(l.columns, [&]<int N>(int64_t c) {
         sum.add<N>(exponential<N>(logit_at<N>(l, dots, factor, c) - shift));
     });
-    return shift + logarithm(sum.total());
+    out.largest[row] = shift;
+    out.log_sum[row] = logarithm(sum.total());
 }
 
-void column_log_sum(const CosineLogits& l, int64_t first, int64_t end, float* out) {
+void column_softmax(const CosineLogits& l, int64_t first, int64_t end, const Softmax& out) {
     for_channels(end - first, [&]<int N>(int64_t offset) {
         const int64_t c = first + offset;
         const auto logit = [&](int64_t i) { return logit_at<N>(l, l.dots + i * l.columns, l.factor(i), c); };
@@ -108,7 +109,8 @@ void column_log_sum(const CosineLogits& l, int64_t first, int64_t end, float* ou
         for (int64_t i = 0; i < l.rows; ++i) most = maximum<N>(logit(i), most);
         for (int64_t i = 0; i < l.rows; ++i) sum += exponential<N>(logit(i) - most);
         for (int lane = 0; lane < N; ++lane) sum[lane] = logarithm(sum[lane]);
-        store<N>(out + c, most + sum);
+        store<N>(out.largest + c, most);
+        store<N>(out.log_sum + c, sum);
     });
 }
 
@@ -117,6 +119,17 @@ inline typename Lanes<N>::i32 same_group(const SoftTargets& t, int64_t row, int6
     typename Lanes<N>::i32 groups;
     memcpy(&groups, t.group + c, sizeof groups);
     return groups == t.group[row];
+}
+
+// Logarithms of the shares of logits in the softmax of their row, and in those of their columns.
+template <int N>
+inline Vec<N> row_log_share(const Softmax& rows, int64_t row, Vec<N> logit) {
+    return (logit - rows.largest[row]) - rows.log_sum[row];
+}
+
+template <int N>
+inline Vec<N> column_log_share(const Softmax& columns, int64_t c, Vec<N> logit) {
+    return (logit - load<N>(columns.largest + c)) - load<N>(columns.log_sum + c);
 }
 
 float soft_row_loss(const CosineLogits& l, const SoftSlope& slope, int64_t row) {
@@ -131,8 +144,8 @@ float soft_row_loss(const CosineLogits& l, const SoftSlope& slope, int64_t row) 
         const Vec<N> row_log = same ? splat<N>(t.log_same[row]) : splat<N>(t.log_other[row]);
         const Vec<N> column_target = same ? load<N>(t.same + c) : load<N>(t.other + c);
         const Vec<N> column_log = same ? load<N>(t.log_same + c) : load<N>(t.log_other + c);
-        sum.add<N>(row_target * (row_log - (logit - slope.row_log_sum[row])) +
-                   column_target * (column_log - (logit - load<N>(slope.column_log_sum + c))));
+        sum.add<N>(row_target * (row_log - row_log_share<N>(slope.rows, row, logit)) +
+                   column_target * (column_log - column_log_share<N>(slope.columns, c, logit)));
     });
     return sum.total();
 }
@@ -163,7 +176,7 @@ void cosine_slopes(const CosineLogits& l, const LogitBlock& block, const CosineS
 void cross_entropy_slopes(const CosineLogits& l, const CrossEntropySlope& slope, const LogitBlock& block,
                           const CosineSlopes& out) {
     cosine_slopes(l, block, out, [&]<int N>(int64_t i, int64_t, Vec<N> logit) {
-        return slope.weight * exponential<N>(logit - slope.row_log_sum[i]);
+        return slope.weight * exponential<N>(row_log_share<N>(slope.rows, i, logit));
     });
     for (int64_t i = block.first_row; i < block.end_row; ++i) {
         const int64_t c = slope.targets[i];
@@ -181,8 +194,8 @@ void soft_slopes(const CosineLogits& l, const SoftSlope& slope, const LogitBlock
     cosine_slopes(l, block, out, [&]<int N>(int64_t i, int64_t c, Vec<N> logit) {
         const auto same = same_group<N>(t, i, c);
         const Vec<N> target = same ? t.same[i] + load<N>(t.same + c) : t.other[i] + load<N>(t.other + c);
-        const Vec<N> row = exponential<N>(logit - slope.row_log_sum[i]);
-        const Vec<N> column = exponential<N>(logit - load<N>(slope.column_log_sum + c));
+        const Vec<N> row = exponential<N>(row_log_share<N>(slope.rows, i, logit));
+        const Vec<N> column = exponential<N>(column_log_share<N>(slope.columns, c, logit));
         return slope.weight * ((row + column) - target);
     });
 }

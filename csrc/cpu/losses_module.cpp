@@ -18,27 +18,27 @@ void inverse_lengths(Address x, int64_t rows, int64_t size, int64_t stride, Addr
     run_inverse_lengths(at<float>(x), rows, size, stride, at<float>(out), threads);
 }
 
-void cross_entropy_forward(const CosineProblem& problem, Address targets, Address loss, Address row_log_sum,
+void cross_entropy_forward(const CosineProblem& problem, Address targets, Address loss, Address row_softmax,
                            int threads) {
-    run_cross_entropy_forward(problem, at<int64_t>(targets), at<float>(loss), at<float>(row_log_sum), threads);
+    run_cross_entropy_forward(problem, at<int64_t>(targets), at<float>(loss), at<float>(row_softmax), threads);
 }
 
-void cross_entropy_backward(const CosineProblem& problem, Address targets, Address row_log_sum, Address loss_gradient,
+void cross_entropy_backward(const CosineProblem& problem, Address targets, Address row_softmax, Address loss_gradient,
                             const CosineGradients& out, int threads) {
-    run_cross_entropy_backward(problem, at<int64_t>(targets), at<float>(row_log_sum), at<float>(loss_gradient), out,
+    run_cross_entropy_backward(problem, at<int64_t>(targets), at<float>(row_softmax), at<float>(loss_gradient), out,
                                threads);
 }
 
 void soft_target_forward(const CosineProblem& problem, Address labels, double target_scale, Address loss,
-                         Address row_log_sum, Address column_log_sum, int threads) {
-    run_soft_target_forward(problem, at<int64_t>(labels), target_scale, at<float>(loss), at<float>(row_log_sum),
-                            at<float>(column_log_sum), threads);
+                         Address row_softmax, Address column_softmax, int threads) {
+    run_soft_target_forward(problem, at<int64_t>(labels), target_scale, at<float>(loss), at<float>(row_softmax),
+                            at<float>(column_softmax), threads);
 }
 
-void soft_target_backward(const CosineProblem& problem, Address labels, double target_scale, Address row_log_sum,
-                          Address column_log_sum, Address loss_gradient, const CosineGradients& out, int threads) {
-    run_soft_target_backward(problem, at<int64_t>(labels), target_scale, at<float>(row_log_sum),
-                             at<float>(column_log_sum), at<float>(loss_gradient), out, threads);
+void soft_target_backward(const CosineProblem& problem, Address labels, double target_scale, Address row_softmax,
+                          Address column_softmax, Address loss_gradient, const CosineGradients& out, int threads) {
+    run_soft_target_backward(problem, at<int64_t>(labels), target_scale, at<float>(row_softmax),
+                             at<float>(column_softmax), at<float>(loss_gradient), out, threads);
 }
 
 double softmax_minus_target(Address logits, int64_t rows, int64_t columns, Address targets, int threads) {

@@ -35,14 +35,14 @@ class Slopes(NamedTuple):
 def cosine_cross_entropy(v: Tensor, w: Tensor, targets: Tensor, logit_scale: Tensor) -> tuple[Tensor, list[Tensor]]:
     """The loss, 0-d, and what its backward pass takes; ValueError where a target is no class."""
     found = cosines(v, w)
-    loss, row_log_sum = cross_entropy(found, targets, logit_scale)
-    return loss, [*found, row_log_sum]
+    loss, row_softmax = cross_entropy(found, targets, logit_scale)
+    return loss, [*found, row_softmax]
 
 
 def cosine_cross_entropy_saved(v: Tensor, w: Tensor) -> list[Tensor]:
     """Tensors of the shapes of those that the backward pass takes."""
     rows, columns = v.shape[0], w.shape[0]
-    return [v.new_empty(shape) for shape in ((rows, columns), (rows,), (columns,), (rows,))]
+    return [v.new_empty(shape) for shape in ((rows, columns), (rows,), (columns,), (2, rows))]
 
 
 def cosine_cross_entropy_backward(
@@ -65,13 +65,13 @@ def soft_target_kl(
 ) -> tuple[Tensor, list[Tensor]]:
     """The loss, 0-d, and what its backward pass takes."""
     found = cosines(v, w)
-    loss, *log_sums = soft_target(found, labels, logit_scale, target_scale)
-    return loss, [*found, *log_sums]
+    loss, *softmaxes = soft_target(found, labels, logit_scale, target_scale)
+    return loss, [*found, *softmaxes]
 
 
 def soft_target_kl_saved(v: Tensor, w: Tensor) -> list[Tensor]:
     """Tensors of the shapes of those that the backward pass takes."""
-    return [*cosine_cross_entropy_saved(v, w), v.new_empty(w.shape[0])]
+    return [*cosine_cross_entropy_saved(v, w), v.new_empty(2, w.shape[0])]
 
 
 def soft_target_kl_backward(
@@ -86,8 +86,8 @@ def soft_target_kl_backward(
     need_w: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of v, w (both empty where not needed) and the scale."""
-    log_sums = (saved[3], saved[4])
-    slopes = soft_target_slopes(gradient, Cosines(*saved[:3]), labels, logit_scale, log_sums, target_scale)
+    softmaxes = (saved[3], saved[4])
+    slopes = soft_target_slopes(gradient, Cosines(*saved[:3]), labels, logit_scale, softmaxes, target_scale)
     return _feature_gradients(slopes, v, w, need_v, need_w)
 
 
@@ -104,27 +104,27 @@ def cosines(v: Tensor, w: Tensor) -> Cosines:
 
 
 def cross_entropy(found: Cosines, targets: Tensor, logit_scale: Tensor) -> tuple[Tensor, Tensor]:
-    """The loss, 0-d, and log-sum-exp of every row of logits (B,); ValueError where a target is no class."""
-    targets, loss, row_log_sum = targets.contiguous(), torch.empty_like(logit_scale), torch.empty_like(found.v_inverse)
+    """The loss, 0-d, and the softmax of every row of logits (2, B); ValueError where a target is no class."""
+    targets, loss, row_softmax = targets.contiguous(), torch.empty_like(logit_scale), _empty_softmax(found.v_inverse)
     extension.cross_entropy_forward(
         _problem(found, logit_scale),
         targets.data_ptr(),
         loss.data_ptr(),
-        row_log_sum.data_ptr(),
+        row_softmax.data_ptr(),
         torch.get_num_threads(),
     )
-    return loss, row_log_sum
+    return loss, row_softmax
 
 
 def cross_entropy_slopes(
-    gradient: Tensor, found: Cosines, targets: Tensor, logit_scale: Tensor, row_log_sum: Tensor
+    gradient: Tensor, found: Cosines, targets: Tensor, logit_scale: Tensor, row_softmax: Tensor
 ) -> Slopes:
     """Slopes of the loss times its 0-d gradient."""
     targets, slopes = targets.contiguous(), _empty_slopes(found, logit_scale)
     extension.cross_entropy_backward(
         _problem(found, logit_scale),
         targets.data_ptr(),
-        row_log_sum.data_ptr(),
+        row_softmax.data_ptr(),
         gradient.data_ptr(),
         _gradients(slopes),
         torch.get_num_threads(),
@@ -135,19 +135,19 @@ def cross_entropy_slopes(
 def soft_target(
     found: Cosines, labels: Tensor, logit_scale: Tensor, target_scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss, 0-d, and log-sum-exp of every row and every column of logits (B,)."""
+    """The loss, 0-d, and the softmax of every row and of every column of logits (2, B)."""
     labels, loss = labels.contiguous(), torch.empty_like(logit_scale)
-    row_log_sum, column_log_sum = torch.empty_like(found.v_inverse), torch.empty_like(found.w_inverse)
+    row_softmax, column_softmax = _empty_softmax(found.v_inverse), _empty_softmax(found.w_inverse)
     extension.soft_target_forward(
         _problem(found, logit_scale),
         labels.data_ptr(),
         target_scale,
         loss.data_ptr(),
-        row_log_sum.data_ptr(),
-        column_log_sum.data_ptr(),
+        row_softmax.data_ptr(),
+        column_softmax.data_ptr(),
         torch.get_num_threads(),
     )
-    return loss, row_log_sum, column_log_sum
+    return loss, row_softmax, column_softmax
 
 
 def soft_target_slopes(
@@ -155,7 +155,7 @@ def soft_target_slopes(
     found: Cosines,
     labels: Tensor,
     logit_scale: Tensor,
-    log_sums: tuple[Tensor, Tensor],
+    softmaxes: tuple[Tensor, Tensor],
     target_scale: float,
 ) -> Slopes:
     """Slopes of the loss times its 0-d gradient."""
@@ -164,8 +164,8 @@ def soft_target_slopes(
         _problem(found, logit_scale),
         labels.data_ptr(),
         target_scale,
-        log_sums[0].data_ptr(),
-        log_sums[1].data_ptr(),
+        softmaxes[0].data_ptr(),
+        softmaxes[1].data_ptr(),
         gradient.data_ptr(),
         _gradients(slopes),
         torch.get_num_threads(),
@@ -198,6 +198,11 @@ def _inverse_lengths(features: Tensor) -> Tensor:
 def _problem(found: Cosines, logit_scale: Tensor) -> Any:
     addresses = (tensor.data_ptr() for tensor in (*found, logit_scale))
     return extension.CosineProblem(*found.dots.shape, *addresses)
+
+
+def _empty_softmax(like: Tensor) -> Tensor:
+    """Of rows or columns of logits: the largest, and the logarithms of the sums of exponentials relative to them."""
+    return like.new_empty(2, len(like))
 
 
 def _empty_slopes(found: Cosines, logit_scale: Tensor) -> Slopes:

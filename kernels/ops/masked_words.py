@@ -95,6 +95,7 @@ def _softmax_minus_target(logits: Tensor, words: Tensor) -> Tensor | float:
             return native_losses.softmax_minus_target(logits, words)
         check_range(words, logits.shape[1])
     own = (torch.arange(len(words), device=words.device), words)
+    logits.sub_(logits.amax(1, keepdim=True))  # a large log-sum would be rounded, for all words alike
     log_sum = logits.logsumexp(1, keepdim=True)
     total = (log_sum.squeeze(1) - logits[own]).sum()
     logits.sub_(log_sum).exp_()

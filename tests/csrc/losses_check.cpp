@@ -28,35 +28,44 @@ struct Problem {
     double logit(int64_t i, int64_t c) const { return scale * cosine(i, c); }
 };
 
-double log_sum_exp(const Values& logits) {
-    double most = -INFINITY, sum = 0;
-    for (double logit : logits) most = std::max(most, logit);
-    for (double logit : logits) sum += exp(logit - most);
-    return most + log(sum);
+struct LogSum {
+    double most, rest;
+
+    explicit LogSum(const Values& logits) : most(-INFINITY), rest(0) {
+        for (double logit : logits) most = std::max(most, logit);
+        for (double logit : logits) rest += exp(logit - most);
+        rest = log(rest);
+    }
+    double total() const { return most + rest; }
+};
+
+// Of each row or column, as the kernels keep it.
+struct Softmaxes {
+    Values memory;
+
+    template <typename Logit>
+    Softmaxes(int64_t size, int64_t others, Logit logit) : memory(2 * size) {
+        for (int64_t i = 0; i < size; ++i) {
+            Values logits(others);
+            for (int64_t j = 0; j < others; ++j) logits[j] = logit(i, j);
+            const LogSum sum(logits);
+            memory[i] = sum.most;
+            memory[size + i] = sum.rest;
+        }
+    }
+    double log_sum(int64_t i) const { return memory[i] + memory[memory.size() / 2 + i]; }
+};
+
+Softmaxes row_softmax(const Problem& p) {
+    return {p.rows, p.columns, [&](int64_t i, int64_t c) { return p.logit(i, c); }};
 }
 
-Values row_log_sums(const Problem& p) {
-    Values sums(p.rows);
-    for (int64_t i = 0; i < p.rows; ++i) {
-        Values logits(p.columns);
-        for (int64_t c = 0; c < p.columns; ++c) logits[c] = p.logit(i, c);
-        sums[i] = log_sum_exp(logits);
-    }
-    return sums;
-}
-
-Values column_log_sums(const Problem& p) {
-    Values sums(p.columns);
-    for (int64_t c = 0; c < p.columns; ++c) {
-        Values logits(p.rows);
-        for (int64_t i = 0; i < p.rows; ++i) logits[i] = p.logit(i, c);
-        sums[c] = log_sum_exp(logits);
-    }
-    return sums;
+Softmaxes column_softmax(const Problem& p) {
+    return {p.columns, p.rows, [&](int64_t c, int64_t i) { return p.logit(i, c); }};
 }
 
 // How far rounding to fp32 may move exp(logit - log_sum). A logit is a product of four numbers, rounded three times; its
-// log-sum comes rounded from elsewhere, and so is the difference.
+// log-sum comes in two rounded parts from elsewhere, and so is the difference.
 double wobble(double logit, double log_sum) {
     const double unit = 1.0 / (1 << 24), difference = logit - log_sum;
     return exp(difference) * unit * (3 * fabs(logit) + fabs(log_sum) + fabs(difference));
@@ -126,26 +135,27 @@ void check_cross_entropy(int64_t rows, int64_t columns) {
     const Problem p(rows, columns);
     std::vector<int64_t> targets(rows);
     for (int64_t& target : targets) target = random_bits() % columns;
-    const Values log_sums = row_log_sums(p);
+    const Softmaxes softmax = row_softmax(p);
     Values loss(1), per_logit(rows * columns), wobbles(rows * columns);
     for (int64_t i = 0; i < rows; ++i) {
-        loss[0] += (log_sums[i] - p.logit(i, targets[i])) / static_cast<double>(rows);
+        loss[0] += (softmax.log_sum(i) - p.logit(i, targets[i])) / static_cast<double>(rows);
         for (int64_t c = 0; c < columns; ++c) {
-            const double share = exp(p.logit(i, c) - log_sums[i]) - (c == targets[i]);
+            const double share = exp(p.logit(i, c) - softmax.log_sum(i)) - (c == targets[i]);
             per_logit[i * columns + c] = p.gradient / static_cast<double>(rows) * share;
-            wobbles[i * columns + c] = p.gradient / static_cast<double>(rows) * wobble(p.logit(i, c), log_sums[i]);
+            wobbles[i * columns + c] =
+                p.gradient / static_cast<double>(rows) * wobble(p.logit(i, c), softmax.log_sum(i));
         }
     }
     const std::string where = "cross-entropy " + std::to_string(rows) + "x" + std::to_string(columns);
-    check(where, {{"loss", loss, 1e-5}, {"row_log_sum", log_sums, 1e-5}}, [&](int threads) {
+    check(where, {{"loss", loss, 1e-5}, {"row_softmax", softmax.memory, 1e-5}}, [&](int threads) {
         const Memory memory(p);
-        const Buffer<float> to(1), sums(rows);
+        const Buffer<float> to(1), sums(2 * rows);
         run_cross_entropy_forward(memory.problem(), copy_of(targets).get(), to.data(), sums.data(), threads);
         return std::vector<Values>{to.values(), sums.values()};
     });
     check(where + ", backward", slopes(p, per_logit, wobbles), [&](int threads) {
         const Memory memory(p);
-        const Buffer<float> sums(log_sums);
+        const Buffer<float> sums(softmax.memory);
         run_cross_entropy_backward(memory.problem(), copy_of(targets).get(), sums.data(), memory.gradient.data(),
                                    memory.gradients(), threads);
         return memory.found();
@@ -157,46 +167,46 @@ void check_soft_target(int64_t rows, uint32_t classes) {
     const double target_scale = 10;
     std::vector<int64_t> labels(rows);
     for (int64_t& label : labels) label = static_cast<int64_t>(random_bits() % classes) * 1000 - 7;
-    const Values row_sums = row_log_sums(p), column_sums = column_log_sums(p);
+    const Softmaxes of_row = row_softmax(p), of_column = column_softmax(p);
     Values target_log_sums(rows), loss(1), per_logit(rows * rows), wobbles(rows * rows);
     const auto same = [&](int64_t i, int64_t j) { return labels[i] == labels[j] ? target_scale : 0.0; };
     for (int64_t i = 0; i < rows; ++i) {
         Values row(rows);
         for (int64_t j = 0; j < rows; ++j) row[j] = same(i, j);
-        target_log_sums[i] = log_sum_exp(row);
+        target_log_sums[i] = LogSum(row).total();
     }
     const double share = 1 / (2.0 * static_cast<double>(rows));
     for (int64_t i = 0; i < rows; ++i) {
         for (int64_t j = 0; j < rows; ++j) {
             const double row_target = same(i, j) - target_log_sums[i], column_target = same(i, j) - target_log_sums[j];
-            const double row = p.logit(i, j) - row_sums[i], column = p.logit(i, j) - column_sums[j];
+            const double row = p.logit(i, j) - of_row.log_sum(i), column = p.logit(i, j) - of_column.log_sum(j);
             loss[0] += share * (exp(row_target) * (row_target - row) + exp(column_target) * (column_target - column));
             per_logit[i * rows + j] =
                 p.gradient * share * (exp(row) - exp(row_target) + exp(column) - exp(column_target));
-            wobbles[i * rows + j] = p.gradient * share * (wobble(p.logit(i, j), row_sums[i]) +
-                                                          wobble(p.logit(i, j), column_sums[j]));
+            wobbles[i * rows + j] = p.gradient * share * (wobble(p.logit(i, j), of_row.log_sum(i)) +
+                                                          wobble(p.logit(i, j), of_column.log_sum(j)));
         }
     }
     const std::string where = "soft targets " + std::to_string(rows);
     const std::vector<Expected> expected = {
-        {"loss", loss, 1e-5}, {"row_log_sum", row_sums, 1e-5}, {"column_log_sum", column_sums, 1e-5}};
+        {"loss", loss, 1e-5}, {"row_softmax", of_row.memory, 1e-5}, {"column_softmax", of_column.memory, 1e-5}};
     check(where, expected, [&](int threads) {
         const Memory memory(p);
-        const Buffer<float> to(1), of_rows(rows), of_columns(rows);
+        const Buffer<float> to(1), of_rows(2 * rows), of_columns(2 * rows);
         run_soft_target_forward(memory.problem(), copy_of(labels).get(), target_scale, to.data(), of_rows.data(),
                                 of_columns.data(), threads);
         return std::vector<Values>{to.values(), of_rows.values(), of_columns.values()};
     });
     check(where + ", backward", slopes(p, per_logit, wobbles), [&](int threads) {
         const Memory memory(p);
-        const Buffer<float> of_rows(row_sums), of_columns(column_sums);
+        const Buffer<float> of_rows(of_row.memory), of_columns(of_column.memory);
         run_soft_target_backward(memory.problem(), copy_of(labels).get(), target_scale, of_rows.data(),
                                  of_columns.data(), memory.gradient.data(), memory.gradients(), threads);
         return memory.found();
     });
 }
 
-// With the log-sums of the forward pass, not rounded ones from elsewhere, what is alone has a softmax of exactly 1.
+// With what the forward pass keeps, not numbers rounded elsewhere, what is alone has a softmax of exactly 1.
 void check_alone() {
     const Problem p(1, 1);
     const int64_t label = 0;
@@ -204,7 +214,7 @@ void check_alone() {
         {"slopes", {0}, 0}, {"row_pull", {0}, 0}, {"column_pull", {0}, 0}, {"scale", {0}, 0}};
     check("cross-entropy of one class", nothing, [&](int threads) {
         const Memory memory(p);
-        const Buffer<float> loss(1), sum(1);
+        const Buffer<float> loss(1), sum(2);
         run_cross_entropy_forward(memory.problem(), &label, loss.data(), sum.data(), threads);
         run_cross_entropy_backward(memory.problem(), &label, sum.data(), memory.gradient.data(), memory.gradients(),
                                    threads);
@@ -212,7 +222,7 @@ void check_alone() {
     });
     check("soft targets of one sample", nothing, [&](int threads) {
         const Memory memory(p);
-        const Buffer<float> loss(1), row(1), column(1);
+        const Buffer<float> loss(1), row(2), column(2);
         run_soft_target_forward(memory.problem(), &label, 10, loss.data(), row.data(), column.data(), threads);
         run_soft_target_backward(memory.problem(), &label, 10, row.data(), column.data(), memory.gradient.data(),
                                  memory.gradients(), threads);
@@ -227,7 +237,7 @@ void check_softmax_minus_target(int64_t rows, int64_t columns) {
     for (int64_t i = 0; i < rows; ++i) {
         targets[i] = random_bits() % columns;
         const Values row(logits.begin() + i * columns, logits.begin() + (i + 1) * columns);
-        const double log_sum = log_sum_exp(row);
+        const double log_sum = LogSum(row).total();
         loss[0] += log_sum - row[targets[i]];
         for (int64_t c = 0; c < columns; ++c) result[i * columns + c] = exp(row[c] - log_sum) - (c == targets[i]);
     }

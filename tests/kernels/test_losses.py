@@ -111,6 +111,22 @@ def test_soft_targets_are_as_accurate_as_the_reference(rows, dim):
 
 
 @needs_native
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("dim", [7, 24, 64, 512])
+def test_logits_far_above_their_differences_cost_no_digits(name, dim):
+    """At a scale of 100 a row's log-sum-exp is a large number: rounded, it makes all shares of the row wrong alike."""
+    errors = []
+    for seed in range(4):
+        v, w, labels, _ = features(64, 64, dim, seed)
+        inputs = v, w, labels, torch.tensor(100.0)
+        exact = loss_and_gradients(loss_on(name, "reference"), *in_double(inputs))[1:3]
+        found = (loss_and_gradients(loss_on(name, backend), *inputs)[1:3] for backend in ("native", "reference"))
+        errors.append([[(a - b).square().mean() for a, b in zip(each, exact, strict=True)] for each in found])
+    ours, eager = torch.tensor(errors).sum(dim=0).sqrt()
+    assert (ours <= USUAL_FACTOR * eager).all(), (ours / eager).tolist()
+
+
+@needs_native
 @pytest.mark.parametrize("target_scale", [0.0, 1.0, 100.0, 1000.0])
 def test_soft_targets_of_any_sharpness(target_scale):
     v, w, labels, scale = features(9, 9, 5)
