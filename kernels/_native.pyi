@@ -1,4 +1,7 @@
-"""The compiled extension, see csrc/cpu/module.cpp. Tensors are addresses of contiguous memory; nothing is checked."""
+"""The compiled extension, see csrc/cpu/module.cpp. Tensors are addresses of contiguous memory, which nobody checks.
+
+Sizes that no kernel can have are a ValueError.
+"""
 
 from typing import TypeAlias
 

@@ -175,9 +175,8 @@ class TRX(nn.Module):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
-        check_count("dim", dim)
-        check_count("num_frames", num_frames)
-        check_count("width", width)
+        dim, width = check_count("dim", dim), check_count("width", width)
+        num_frames = check_count("num_frames", num_frames)
         if isinstance(cardinalities, str) or not isinstance(cardinalities, Sequence):
             raise TypeError(f"cardinalities must be integers in a list, got {cardinalities!r}")
         if not cardinalities or not all(

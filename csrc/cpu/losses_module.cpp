@@ -2,6 +2,7 @@
 #include "losses_module.h"
 
 #include "losses.h"
+#include "sizes.h"
 
 namespace py = pybind11;
 
@@ -15,6 +16,7 @@ T* at(Address address) {
 }
 
 void inverse_lengths(Address x, int64_t rows, int64_t size, int64_t stride, Address out, int threads) {
+    require_matrix("inverse_lengths", rows, size);
     run_inverse_lengths(at<float>(x), rows, size, stride, at<float>(out), threads);
 }
 
@@ -29,19 +31,30 @@ void cross_entropy_backward(const CosineProblem& problem, Address targets, Addre
                                threads);
 }
 
+// A sample is a row and a column.
+void require_square(const CosineProblem& problem) {
+    if (problem.rows != problem.columns) {
+        throw std::invalid_argument("soft targets: " + std::to_string(problem.rows) + " rows and " +
+                                    std::to_string(problem.columns) + " columns are not the same samples");
+    }
+}
+
 void soft_target_forward(const CosineProblem& problem, Address labels, double target_scale, Address loss,
                          Address row_softmax, Address column_softmax, int threads) {
+    require_square(problem);
     run_soft_target_forward(problem, at<int64_t>(labels), target_scale, at<float>(loss), at<float>(row_softmax),
                             at<float>(column_softmax), threads);
 }
 
 void soft_target_backward(const CosineProblem& problem, Address labels, double target_scale, Address row_softmax,
                           Address column_softmax, Address loss_gradient, const CosineGradients& out, int threads) {
+    require_square(problem);
     run_soft_target_backward(problem, at<int64_t>(labels), target_scale, at<float>(row_softmax),
                              at<float>(column_softmax), at<float>(loss_gradient), out, threads);
 }
 
 double softmax_minus_target(Address logits, int64_t rows, int64_t columns, Address targets, int threads) {
+    require_matrix("softmax_minus_target", rows, columns);
     return run_softmax_minus_target(at<float>(logits), rows, columns, at<int64_t>(targets), threads);
 }
 
@@ -51,6 +64,7 @@ void export_losses(py::module_& m) {
     py::class_<CosineProblem>(m, "CosineProblem")
         .def(py::init([](int64_t rows, int64_t columns, Address dots, Address row_inverse, Address column_inverse,
                          Address scale) {
+            require_matrix("cosine logits", rows, columns, 0);
             return CosineProblem{rows, columns, at<float>(dots), at<float>(row_inverse), at<float>(column_inverse),
                                  at<float>(scale)};
         }));

@@ -1,4 +1,5 @@
-// m2clip.kernels._native: the compiled kernels for Python. Tensors come as addresses; the caller has checked shapes.
+// m2clip.kernels._native: the compiled kernels for Python. Tensors come as addresses, of which the caller knows the
+// shapes; sizes that no kernel can have are a ValueError.
 #include <pybind11/pybind11.h>
 
 #include <stdexcept>
@@ -9,6 +10,7 @@
 #include "mixer.h"
 #include "parallel.h"
 #include "rows.h"
+#include "sizes.h"
 
 namespace py = pybind11;
 
@@ -32,12 +34,25 @@ T* at(Address address) {
 
 MixerShape mixer_shape(int64_t clips, int64_t frames, int64_t tokens, int64_t height, int64_t width, int64_t channels,
                        int64_t h_columns, bool class_token, bool temporal, bool difference, bool shared) {
+    require("mixer", "clips", clips, 0, INT64_MAX);
+    require("mixer", "frames", frames, 1);
+    require("mixer", "tokens", tokens, class_token);
+    require("mixer", "channels", channels, 1);
+    require("mixer", "branches", temporal + difference, 1);
+    require("mixer", "grid height", height, difference);
+    require("mixer", "grid width", width, difference);
+    if (height * width + class_token != tokens) {
+        throw std::invalid_argument("mixer: a grid of " + std::to_string(height) + "x" + std::to_string(width) +
+                                    (class_token ? " and a class token are" : " is") + " not " +
+                                    std::to_string(tokens) + " tokens");
+    }
     MixerShape shape{clips,    frames,    tokens, height,      width,    channels,
                      channels, h_columns, 0,      class_token, temporal, difference};
     if (temporal && difference && !shared) {
         shape.columns = 2 * channels;
         shape.difference_column = channels;
     }
+    require("mixer", "columns of h", h_columns, shape.columns);
     return shape;
 }
 
@@ -59,8 +74,15 @@ void mixer_backward(const std::string& dtype, const MixerShape& shape, const Mix
     });
 }
 
+void require_frames(const char* operation, int64_t frames, int64_t tokens, bool class_token, int64_t columns) {
+    require(operation, "frames", frames, 0, INT64_MAX);
+    require(operation, "tokens", tokens, class_token);
+    require(operation, "columns", columns, 1);
+}
+
 void add_bias(const std::string& dtype, Address x, Address class_bias, Address patch_bias, Address out, int64_t frames,
               int64_t tokens, bool class_token, int64_t columns, int threads) {
+    require_frames("add_bias", frames, tokens, class_token, columns);
     with_dtype(dtype, [&]<typename T>(T*) {
         run_add_bias(at<const T>(x), at<float>(class_bias), at<float>(patch_bias), at<T>(out), frames, tokens,
                      class_token, columns, threads);
@@ -69,6 +91,7 @@ void add_bias(const std::string& dtype, Address x, Address class_bias, Address p
 
 void copy_and_sum(const std::string& dtype, Address x, Address out, Address class_sums, Address patch_sums,
                   int64_t frames, int64_t tokens, bool class_token, int64_t columns, int threads) {
+    require_frames("copy_and_sum", frames, tokens, class_token, columns);
     with_dtype(dtype, [&]<typename T>(T*) {
         run_copy_and_sum(at<const T>(x), at<T>(out), at<float>(class_sums), at<float>(patch_sums), frames, tokens,
                          class_token, columns, threads);
@@ -86,16 +109,33 @@ Activation activation_named(const std::string& name) {
 void activation_forward(const std::string& dtype, const std::string& name, Address h, Address g, int64_t rows,
                         int64_t columns, int threads) {
     const Activation kind = activation_named(name);
+    require_matrix("activation", rows, columns);
     with_dtype(dtype, [&]<typename T>(T*) { run_activation(kind, at<const T>(h), at<T>(g), rows, columns, threads); });
 }
 
 void activation_backward(const std::string& dtype, const std::string& name, Address h, Address dg, Address g,
                          Address dh, Address sums, int64_t rows, int64_t columns, int threads) {
     const Activation kind = activation_named(name);
+    require_matrix("activation", rows, columns);
     with_dtype(dtype, [&]<typename T>(T*) {
         run_activation_backward(kind, at<const T>(h), at<const T>(dg), at<T>(g), at<T>(dh), at<float>(sums), rows,
                                 columns, threads);
     });
+}
+
+FrameConvShape frame_conv_shape(int64_t clips, int64_t frames, int64_t positions, int64_t lead, bool joint,
+                                int64_t channels, int64_t columns) {
+    require("frame_conv", "clips", clips, 0, INT64_MAX);
+    require("frame_conv", "frames", frames, 1);
+    require("frame_conv", "positions", positions, 0);
+    require("frame_conv", "tokens without a time", lead, 0);
+    require("frame_conv", "channels", channels, 1);
+    require("frame_conv", "columns", columns, channels);
+    if (columns % channels) {
+        throw std::invalid_argument("frame_conv: " + std::to_string(columns) + " columns are no multiple of " +
+                                    std::to_string(channels) + " channels");
+    }
+    return {clips, frames, positions, lead, joint, channels, columns};
 }
 
 void frame_conv(const std::string& dtype, const FrameConvShape& shape, Address h, Address base, Address taps,
@@ -134,11 +174,7 @@ PYBIND11_MODULE(_native, m) {
     m.def("copy_and_sum", &copy_and_sum);
     m.def("activation_forward", &activation_forward);
     m.def("activation_backward", &activation_backward);
-    py::class_<FrameConvShape>(m, "FrameConvShape")
-        .def(py::init([](int64_t clips, int64_t frames, int64_t positions, int64_t lead, bool joint, int64_t channels,
-                         int64_t columns) {
-            return FrameConvShape{clips, frames, positions, lead, joint, channels, columns};
-        }));
+    py::class_<FrameConvShape>(m, "FrameConvShape").def(py::init(&frame_conv_shape));
     m.def("frame_conv", &frame_conv);
     m.def("frame_conv_backward", &frame_conv_backward);
     export_losses(m);

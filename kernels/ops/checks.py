@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any, cast
 
 import torch
@@ -14,7 +15,9 @@ _LARGEST = torch.finfo(torch.float32).max
 
 
 def check_count(name: str, value: Any, least: int = 1) -> int:
-    """An integer from `least` on; sizes of a program that is traced pass as what they are.
+    """An integer from `least` on, as a plain one; sizes of a program that is traced pass as what they are.
+
+    An integer is what Python takes for an index (`operator.index`), be it NumPy's or a tensor's, but no truth value.
 
     Raises:
         TypeError: what is no integer; True and 2.0 are none.
@@ -23,15 +26,18 @@ def check_count(name: str, value: Any, least: int = 1) -> int:
     if torch.jit.is_tracing() and isinstance(value, Tensor):
         return cast(int, value)  # torch.jit.trace makes tensors of sizes
     symbolic = isinstance(value, torch.SymInt)  # a size in a program that is exported or compiled
-    if isinstance(value, bool) or not (symbolic or isinstance(value, (int, Integral))):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if not symbolic and type(value) is not int:
+        try:
+            if isinstance(value, bool) or getattr(value, "dtype", None) == torch.bool:
+                raise TypeError
+            value = operator.index(value)
+        except TypeError:
+            raise TypeError(f"{name} must be an integer, got {value!r}") from None
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
-    if symbolic:
-        return value
-    if value > _MOST:
+    if not symbolic and value > _MOST:
         raise ValueError(f"{name} must be at most {_MOST}, got {value}")
-    return int(value)
+    return cast(int, value)
 
 
 def check_grid(grid: Any) -> tuple[int, int]:

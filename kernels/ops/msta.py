@@ -164,7 +164,7 @@ def msta_adapter(
     Source: MSTA (CVPR 2025), Fig. 2; the temporal up-projection in both readings that its parameter count allows.
     """
     scale = check_number("scale", scale)
-    _check(x, base, weights, time)
+    time = _check(x, base, weights, time)
     if _grouped_otherwise(weights) and backend == "auto":
         backend = "reference"
     over_frames = time is not None and weights.conv_weight is not None
@@ -188,7 +188,8 @@ def _grouped_otherwise(weights: MSTAWeights) -> bool:
     return weights.conv_weight is not None and weights.conv_weight.shape[1] != 1
 
 
-def _check(x: Tensor, base: Tensor, weights: MSTAWeights, time: TimeLayout | None) -> None:
+def _check(x: Tensor, base: Tensor, weights: MSTAWeights, time: TimeLayout | None) -> TimeLayout | None:
+    """The layout with a plain integer, where all fits together."""
     check_kind("weights", weights, MSTAWeights)
     check_flag("weights.after_up", weights.after_up)
     check_float("x", x)
@@ -219,11 +220,12 @@ def _check(x: Tensor, base: Tensor, weights: MSTAWeights, time: TimeLayout | Non
         raise ValueError("conv_weight and conv_bias come together, and one of them is None")
     check_device("base", base, x.device)
     if time is None:
-        return
+        return None
     check_kind("time", time, TimeLayout)
-    check_count("num_frames", time.num_frames)
+    time = time._replace(num_frames=check_count("num_frames", time.num_frames))
     check_flag("joint", time.joint)
     if time.joint and (x.shape[1] < 1 or (x.shape[1] - 1) % time.num_frames):
         raise ValueError(f"{x.shape[1]} tokens are no class token and patches of {time.num_frames} frames")
     if not time.joint and x.shape[0] % time.num_frames:
         raise ValueError(f"the first dimension of x ({x.shape[0]}) is not a multiple of num_frames ({time.num_frames})")
+    return time

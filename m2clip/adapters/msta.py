@@ -80,7 +80,7 @@ class MSTAAdapter(nn.Module):
         scale = check_number("scale", scale)
         if rescale_gradient and scale == 0:
             raise ValueError("rescale_gradient divides by the scale, which is 0")
-        check_count("dim", dim)
+        dim = check_count("dim", dim)
         width = check_count("the width of shared", shared.in_features)
         self.scale, self.prenorm, self.backend = scale, prenorm, backend
         self.rescale_gradient, self.after_up = rescale_gradient, temporal_up == "dw_after_up"

@@ -21,8 +21,7 @@ class Branch(nn.Module):
 
     def __init__(self, dim: int, width: int, axes: int) -> None:
         super().__init__()
-        check_count("dim", dim)
-        check_count("width", width)
+        dim, width = check_count("dim", dim), check_count("width", width)
         self.down = nn.Linear(dim, width)
         self.conv = (nn.Conv1d if axes == 1 else nn.Conv2d)(width, width, 3, padding=1, groups=width)
         self.up = nn.Linear(width, dim)

@@ -31,8 +31,7 @@ class TextAdapter(nn.Module):
 
     def __init__(self, dim: int, width: int = 384, *, zero_init_up: bool = True, backend: str = "auto") -> None:
         super().__init__()
-        check_count("dim", dim)
-        check_count("width", width)
+        dim, width = check_count("dim", dim), check_count("width", width)
         check_flag("zero_init_up", zero_init_up)
         self.down = nn.Linear(dim, width)
         self.up = nn.Linear(width, dim)

@@ -95,8 +95,7 @@ class BottleneckAdapter(nn.Module):
         self, dim: int, width: int, *, residual: bool = True, scale: float = 1.0, backend: str = "auto"
     ) -> None:
         super().__init__()
-        check_count("dim", dim)
-        check_count("width", width)
+        dim, width = check_count("dim", dim), check_count("width", width)
         self.down = nn.Linear(dim, width)
         self.up = nn.Linear(width, dim)
         self.residual, self.scale, self.backend = residual, scale, backend

@@ -208,8 +208,27 @@ def test_adapters_refuse_grids_and_rates_that_are_none() -> None:
         adapters.FrameFeatureAdapter(24)(torch.randn(4, 24))
 
 
+class Three:
+    def __index__(self) -> int:
+        return 3
+
+
+@pytest.mark.parametrize("three", [np.int64(3), np.uint8(3), np.array(3), torch.tensor(3), Three()], ids=repr)
+def test_what_python_takes_for_an_index_is_a_size(three: Any) -> None:
+    assert type(check_count("n", three)) is int and check_count("n", three) == 3
+    assert torch.equal(ted(BACKENDS[-1], num_frames=three), ted(BACKENDS[-1], num_frames=3))
+    assert adapters.BottleneckAdapter(24, three).down.weight.shape == (3, 24)
+
+
+@pytest.mark.parametrize(
+    "bad", [np.bool_(True), np.float64(3), np.array([3, 3]), torch.tensor(True), torch.tensor(3.0)]
+)
+def test_truth_values_and_fractions_are_no_sizes(bad: Any) -> None:
+    with pytest.raises(TypeError, match="^n must be an integer, got "):
+        check_count("n", bad)
+
+
 def test_integers_of_numpy_are_taken_and_become_plain_ones() -> None:
-    assert type(check_count("n", np.int64(3))) is int
     plain, theirs = (ted(BACKENDS[-1], num_frames=as_int(3), grid=(as_int(4), as_int(4))) for as_int in (int, np.int64))
     assert torch.equal(plain, theirs)
     assert torch.equal(msta(BACKENDS[-1], num_frames=np.int32(3)), msta(BACKENDS[-1]))
