@@ -10,7 +10,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from m2clip.data.hold_out import hold_out
 from m2clip.data.lists.annotations import Annotations, list_hash, load_annotations, read_rows
 from m2clip.data.lists.class_folders import is_folder
 from m2clip.data.lists.formats import subfolders
-from m2clip.data.lists.rows import Parsed, VideoItem
+from m2clip.data.lists.rows import Parsed, Row, VideoItem
 from m2clip.data.lists.splits import write_list
 from m2clip.data.packs.frames import is_pack
 from m2clip.errors import InputError, Notice
@@ -88,7 +88,7 @@ def prepare_lists(
     source = Path(data.train)
     train_split, val, val_split = _parts(data, source)
     parsed = _read(data, source, train_split, data.classes)
-    digest = list_hash([VideoItem(row.path, row.label) for row in parsed.rows]) if parsed.rows else ""
+    digest = list_hash([_item(row) for row in parsed.rows])
     kept = read_record(folder / RECORD)
     if kept and (begun or kept["digest"] == digest):
         return _kept(TrainLists(**kept), source, digest)
@@ -230,6 +230,11 @@ def _check_classes(parsed: Parsed, found: Annotations, source: Path, told: Seque
         raise InputError(
             f"{source}: has videos of one class only, {names[min(left)]!r}: training needs two or more class folders"
         )
+
+
+def _item(row: Row) -> VideoItem:
+    """What a line names, all of it but the place of the line."""
+    return VideoItem(**{entry.name: getattr(row, entry.name) for entry in fields(row) if entry.name != "where"})
 
 
 def _some(annotations: Annotations, places: Sequence[int]) -> Annotations:

@@ -8,7 +8,6 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from m2clip.train.checks import classes_of_left_and_right, some
 from m2clip.train.setup import base_clip, check_folder, check_output, clips_per_pass, training_list
 from m2clip.train.state import Progress as StepsDone
 from m2clip.train.state import list_checkpoints
+from m2clip.train.stopping import Stopped
 
 REAL = "ViT-B-16-quickgelu", "openai"  # taken by itself where its weights are on the machine
 PLAN = "plan.json"
@@ -194,6 +194,7 @@ def seconds_per_clip(config: RunConfig, device: torch.device) -> float | None:
 
     Raises:
         InputError: what the run itself would raise.
+        Stopped: a signal came.
     """
     times: list[float] = []
 
@@ -206,8 +207,13 @@ def seconds_per_clip(config: RunConfig, device: torch.device) -> float | None:
         warnings.simplefilter("ignore", Notice)
         short = deepcopy(config)
         short.output, short.data.val, short.checkpoint_every = f"{folder}/run", None, 0
-        with suppress(_EnoughError):
+        try:
             trainer.run(short, device=device, quiet=True, on_step=on_step)
+        except _EnoughError:
+            pass
+        except Stopped as stop:
+            line = "stopped while the speed was measured; nothing is trained yet"
+            raise Stopped(line, stop.exit_code - 128) from None
     if len(times) < 2:
         return None
     clips = clips_per_pass(config) * config.optim.accumulate
