@@ -140,6 +140,7 @@ def test_what_the_user_gives_stays_and_decides_the_rest() -> None:
     found = chosen(LAPTOP, TINY, 32, ["a", "b"], "optim.batch_size=4", "optim.epochs=3", "data.flip=true")
     assert found["optim.lr"] * 4 / 256 == pytest.approx(1e-2)
     assert found["optim.warmup_epochs"] == pytest.approx(0.3)
+    assert chosen(LAPTOP, TINY, 32, ["a", "b"], "optim.epochs=1")["optim.warmup_epochs"] == pytest.approx(0.1)
 
 
 def test_several_processes_share_a_step() -> None:
