@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,6 +15,8 @@ from m2clip.towers.sources import open_text, open_vision
 from m2clip.towers.text_models import described
 from m2clip.towers.weight_files import first_line
 from m2clip.towers.weight_sources import quiet
+
+_NO_TRANSFORMERS = ("convnext", "fastvit", "swin")  # timm's names begin so
 
 
 class Architecture(NamedTuple):
@@ -40,11 +43,39 @@ def named_architecture(name: str, others: list[str]) -> Architecture:
     Raises:
         InputError: there is none.
     """
+    config = _read_configuration(name)
+    if config is not None:
+        return Architecture(name, name, config)
+
     import open_clip
 
     if name not in open_clip.list_models():
         raise InputError(f"unknown CLIP {name!r}{_suggestion(name, [*others, *open_clip.list_models()])}")
     return Architecture(name, name, open_clip.get_model_config(name))
+
+
+def _read_configuration(name: str) -> dict[str, Any] | None:
+    """What open_clip's own file says of an architecture, read without the library, whose import takes seconds."""
+    found = importlib.util.find_spec("open_clip")
+    folders = found.submodule_search_locations if found is not None else None
+    for folder in folders or ():
+        for file in (Path(folder) / "model_configs").glob("*.json"):
+            if file.stem == name:
+                return dict(json.loads(file.read_text(encoding="utf-8")))
+    return None
+
+
+def _check_configuration(config: dict[str, Any]) -> None:
+    """InputError for vision models that a configuration shows to be no transformers."""
+    vision = config["vision_cfg"]
+    of_timm = str(vision.get("timm_model_name") or "")
+    if isinstance(vision.get("layers"), list):
+        raise InputError("vision models of type ModifiedResNet are not supported: use a CLIP ViT")
+    if of_timm.startswith(_NO_TRANSFORMERS):
+        raise InputError(
+            f"the vision model {of_timm} of timm is not supported: it is no plain vision transformer, with tokens of "
+            "one width and blocks of attention and MLP"
+        )
 
 
 def folder_architecture(name: str, config_file: Path) -> Architecture:
@@ -75,8 +106,11 @@ def build(
         depth: blocks of the towers that are open_clip's own; None for theirs.
 
     Raises:
-        InputError: a text model of the hub that cannot be built, or a configuration that describes no model.
+        InputError: a vision model that is no transformer, a text model of the hub that cannot be built, or a
+            configuration that describes no model.
     """
+    _check_configuration(architecture.config)  # before the library is imported, which takes seconds
+
     import open_clip
 
     overrides: dict[str, Any] = {}

@@ -23,10 +23,11 @@ _TRANSFORMERS_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 def is_repository(name: str) -> bool:
     """Whether a CLIP's name is that of a repository or a folder, and not an architecture's, as "ViT-B/16" is meant."""
+    if name.startswith((HUB, FOLDER)) or "/" not in name:
+        return name.startswith((HUB, FOLDER))
     import open_clip
 
-    named = "/" in name and name.replace("/", "-") not in open_clip.list_models()
-    return name.startswith((HUB, FOLDER)) or named
+    return name.replace("/", "-") not in open_clip.list_models()
 
 
 def place_of(name: str) -> str:

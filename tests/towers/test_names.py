@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +130,7 @@ def test_position_embeddings_are_fitted_to_other_images_as_the_library_does(
     ("name", "options", "message"),
     [
         ("RN50", {}, "RN50 cannot be used: vision models of type ModifiedResNet are not supported"),
-        ("convnext_base", {"pretrained": "laion400m_s13b_b51k"}, "ConvNeXt of timm is not supported"),
+        ("convnext_base", {"pretrained": "laion400m_s13b_b51k"}, "convnext_base of timm is not supported"),
         ("hf-hub:nobody/nothing", {}, "no open_clip_config.json and no config.json"),
         ("nobody/nothing", {}, "no open_clip_config.json and no config.json"),
         ("local-dir:/nowhere/at/all", {}, "there is no such folder"),
@@ -161,3 +163,18 @@ def test_folders_of_other_models_are_refused(tmp_path: Path) -> None:
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"vision_cfg": {}, "text_cfg": {}}}))
     with pytest.raises(InputError, match="open_clip cannot build it"):
         m2clip.load_clip(f"local-dir:{tmp_path}", offline=True)
+
+
+@pytest.mark.parametrize("name", ["RN50", "convnext_base", "MobileCLIP-S1"])
+def test_what_is_no_transformer_is_refused_without_the_library(name: str) -> None:
+    """Whose import takes seconds, and that of transformers, which it imports, some more."""
+    code = f"""
+import sys, m2clip
+try:
+    m2clip.load_clip({name!r})
+except m2clip.InputError as error:
+    print(error, [library for library in ("open_clip", "transformers", "timm") if library in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "is not supported" in done.stdout or "are not supported" in done.stdout
+    assert done.stdout.endswith(" []\n")
