@@ -69,7 +69,7 @@ def _transformers(kind: str) -> Any:
         "eos_token_id": 49407,
     }
     vision = {**sides, "patch_size": PATCH, "image_size": 32, "num_patches": 4}
-    names = {"clip": "CLIP", "siglip": "Siglip", "siglip2": "Siglip2"}
+    names = {"clip": "CLIP", "metaclip_2": "MetaClip2", "siglip": "Siglip", "siglip2": "Siglip2"}
     config = getattr(transformers, f"{names[kind]}Config")(text_config=text, vision_config=vision, projection_dim=WIDTH)
     clip = getattr(transformers, f"{names[kind]}Model")(config)
     clip.m2clip_image_size = IMAGE
@@ -118,6 +118,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "gap": lambda: _timm(lambda: _vit(class_token=False, global_pool="avg", fc_norm=True)),
     "hub_text": _hub,
     "transformers_clip": lambda: _transformers("clip"),
+    "transformers_metaclip_2": lambda: _transformers("metaclip_2"),
     "transformers_siglip": lambda: _transformers("siglip"),
     "transformers_siglip2": lambda: _transformers("siglip2"),
 }

@@ -23,6 +23,7 @@ SAMPLE = (
     "ViT-B-32-quickgelu",
     "ViT-M-16-alt",  # layer scale
     "ViT-L-14-worldwide",  # end token of another vocabulary
+    "ViT-H-14-worldwide-quickgelu",  # MetaCLIP 2
     "ViT-L-14-CLIPA",  # average, no norm in front, text without a causal mask
     "coca_ViT-B-32",  # attention pooling, class token behind the text
     "coca_base",
