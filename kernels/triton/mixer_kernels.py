@@ -131,6 +131,8 @@ def mix_patches(
     for t in range(1, frames):
         p_h += frame_size
         p_u += frame_size
+        # Read from the cache for every frame: kept, they would take eight registers of a thread.
+        b_constants = constants_of(p_difference, p_temporal, here, o_c, m_c, grid_height, grid_width, WIDTH)
         b_rest = differences(b_constants, b_conv)
         b_before = b_own
         b_own = b_after

@@ -18,7 +18,7 @@ TARGETS = [*((architecture, torch.bfloat16) for architecture in SHARED_MEMORY), 
 BRANCHES = ("temporal", "difference", "shared")
 # Registers of a thread, forwards and backwards. Of the 64 warps of a multiprocessor 24 fit with 80, 20 with 96, 16 with
 # 128, 12 with 168.
-MOST_16 = {"temporal": (80, 80), "difference": (104, 128), "shared": (136, 168)}
+MOST_16 = {"temporal": (80, 80), "difference": (96, 128), "shared": (136, 168)}
 MOST_32 = {"temporal": (80, 80), "difference": (128, 152), "shared": (168, 168)}
 
 
