@@ -123,6 +123,7 @@ def train_on_videos(
     for line in describe(config, lists, plan, device):
         tell(line)
     trainer.run(config, resume=resume, device=device, quiet=say is None)
+    distributed.barrier()  # the main process writes the weights last
     return config, lists, plan
 
 
