@@ -115,6 +115,9 @@ def test_the_adapter_example_of_the_readme_runs():
     scope: dict = {}
     exec(blocks[0], scope)
     assert scope["tokens"].shape == (16, 197, 768) and scope["y"].shape == (16, 197, 768)
+    pytest.importorskip("timm")
+    exec(blocks[1], scope)
+    assert scope["features"].shape == (2, 1000)
 
 
 def test_type_checkers_see_the_package_and_the_kernels(tmp_path: Path) -> None:
