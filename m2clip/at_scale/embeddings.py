@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from m2clip.at_scale.settings import Outcome, TableRow
-from m2clip.at_scale.tables import read_table, write_table
+from m2clip.at_scale.tables import has_segments, read_table, segment_columns, write_table
 from m2clip.data.lists.rows import VideoItem
 from m2clip.errors import InputError
 from m2clip.evaluate.scoring import scoring_pass
@@ -31,9 +31,9 @@ class FeaturesTask:
 
     * safetensors: "index" (n,) int64, positions in the list of the n videos that could be read; "video" (n, D);
       "frames" (n, T, D). The metadata's one entry "m2clip" is JSON: "paths" of these videos in the same order, and
-      "failures", each with index, path and error.
+      "failures", each with index, path and error. A list of parts of videos gives "segments" too, their [start, end].
     * parquet: a row for every video: "index", "path", "video" (list of D), "frames" (list of T lists of D), "error";
-      the features of a video that failed are null.
+      the features of a video that failed are null. A list of parts of videos gives "start" and "end" in seconds too.
 
     Args:
         format: "safetensors" or "parquet".
@@ -74,8 +74,10 @@ class FeaturesTask:
         tensors = {"index": np.array([outcome.index for outcome in whole], dtype=np.int64)}
         if whole:
             tensors |= {name: np.stack([outcome.values[name] for outcome in whole]) for name in ("video", "frames")}
+        segments = {"segments": [items[one.index].segment for one in whole]} if has_segments(items) else {}
         facts = {
             "paths": [str(items[outcome.index].path) for outcome in whole],
+            **segments,
             "failures": [
                 {"index": outcome.index, "path": str(items[outcome.index].path), "error": outcome.error}
                 for outcome in failed
@@ -152,4 +154,6 @@ def _write_parquet(path: Path, items: Sequence[VideoItem], outcomes: Sequence[Ou
         "error": [outcome.error for outcome in outcomes],
     }
     kinds = (pa.int64(), pa.string(), floats, pa.list_(floats), pa.string())
-    write_table(path, list(zip(columns, kinds, strict=True)), columns)
+    schema = list(zip(columns, kinds, strict=True))
+    times = segment_columns([items[outcome.index] for outcome in outcomes], items)
+    write_table(path, [*schema, *((name, pa.float64()) for name in times)], {**columns, **times})

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from m2clip.at_scale.settings import Outcome, Summary, TableRow, Work
+from m2clip.at_scale.tables import segment_columns
 from m2clip.checkpoints.adapters import weights_hash
 from m2clip.config_fields import deciding
 from m2clip.data.lists.annotations import list_hash, packed_hash
@@ -133,9 +134,9 @@ class JobFolder:
         with replacing(path) as temporary:
             self._task.write(temporary, self._work.items, outcomes)
             write_text(f"{file_digest(temporary)}  {path.name}\n", _digest_of(path))
-        paths = self._work.items
+        items = self._work.items
         self._known[number] = [
-            Failure(outcome.index, str(paths[outcome.index].path), outcome.error)
+            Failure(outcome.index, items[outcome.index].name, outcome.error)
             for outcome in outcomes
             if outcome.error is not None
         ]
@@ -160,11 +161,14 @@ class JobFolder:
         columns = self._task.columns(work.model)
         with replacing(table) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["path", *columns, "error"])
+            times = segment_columns(work.items, work.items)
+            writer.writerow(["path", *times, *columns, "error"])
             for row in self._rows():
-                writer.writerow([row.path, *row.cells, *[""] * (len(columns) - len(row.cells)), row.error or ""])
+                part = [values[row.index] for values in times.values()]
+                rest = [""] * (len(columns) - len(row.cells))
+                writer.writerow([row.path, *part, *row.cells, *rest, row.error or ""])
                 if row.error is not None:
-                    failures.append(Failure(row.index, row.path, row.error))
+                    failures.append(Failure(row.index, work.items[row.index].name, row.error))
         names = [self.part_file(number).name for number in range(work.num_parts)]
         summary = Summary(self._task.name, str(self.path), str(table), len(work.items), names, failures)
         facts = {name: value for name, value in summary.to_dict().items() if name not in ("folder", "table")}
@@ -190,7 +194,9 @@ class JobFolder:
                 return False
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return False
-        self._known[number] = [Failure(row.index, row.path, row.error) for row in rows if row.error is not None]
+        self._known[number] = [
+            Failure(row.index, self._work.items[row.index].name, row.error) for row in rows if row.error is not None
+        ]
         return True
 
     def _lock(self, number: int) -> bool:

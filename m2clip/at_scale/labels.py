@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from m2clip.at_scale.settings import Outcome, TableRow
-from m2clip.at_scale.tables import read_table, write_table
+from m2clip.at_scale.tables import read_table, segment_columns, write_table
 from m2clip.data.lists.rows import VideoItem
 from m2clip.errors import InputError
 from m2clip.evaluate.scoring import fuse_views, rank_classes, score_views
@@ -65,9 +65,12 @@ class LabelTask:
 
     def write(self, path: Path, items: Sequence[VideoItem], outcomes: Sequence[Outcome]) -> None:
         rows = [_row(items, outcome) for outcome in outcomes]
+        times = segment_columns([items[outcome.index] for outcome in outcomes], items)
         if self.format == "parquet":
-            write_table(path, _schema(), {name: [row[name] for row in rows] for name in _COLUMNS})
+            write_table(path, _schema(times), {**{name: [row[name] for row in rows] for name in _COLUMNS}, **times})
             return
+        for row, *pair in zip(rows, *times.values(), strict=True):
+            row.update(zip(times, pair, strict=True))
         path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
     def read(self, path: Path) -> Iterator[TableRow]:
@@ -101,8 +104,8 @@ def _row(items: Sequence[VideoItem], outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _schema() -> list[tuple[str, Any]]:
+def _schema(times: Iterable[str]) -> list[tuple[str, Any]]:
     import pyarrow as pa
 
     kinds = (pa.int64(), pa.string(), pa.string(), pa.list_(pa.int64()), pa.list_(pa.string()), pa.list_(pa.float64()))
-    return list(zip(_COLUMNS, (*kinds, pa.string()), strict=True))
+    return [*zip(_COLUMNS, (*kinds, pa.string()), strict=True), *((name, pa.float64()) for name in times)]

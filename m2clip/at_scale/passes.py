@@ -61,7 +61,7 @@ def read_video(item: VideoItem, views: ClipSettings) -> Tensor | str:
     except InputError:
         raise
     except Exception as error:  # a job of a million videos does not end because of one of them
-        return f"{item.path}: {type(error).__name__}: {' '.join(str(error).split())}"
+        return f"{item.name}: {type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def assemble(read: Sequence[tuple[int, Tensor | str]], views: ClipSettings, size: int) -> tuple[Tensor, dict[int, str]]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from m2clip.data.lists.rows import VideoItem
 from m2clip.errors import InputError
 from m2clip.files.disk import check_regular
 
@@ -35,3 +36,16 @@ def read_table(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
 
     check_regular(path)
     yield from pq.read_table(path, columns=list(columns)).to_pylist()
+
+
+def has_segments(items: Sequence[VideoItem]) -> bool:
+    """Whether a list is one of parts of videos; no list holds both parts and whole videos."""
+    return items[0].segment is not None
+
+
+def segment_columns(videos: Iterable[VideoItem], items: Sequence[VideoItem]) -> dict[str, list[float]]:
+    """Columns "start" and "end" of some videos of a list, in seconds; none where the list is of whole videos."""
+    if not has_segments(items):
+        return {}
+    starts, ends = zip(*(video.segment for video in videos if video.segment is not None), strict=True)
+    return {"start": list(starts), "end": list(ends)}

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from m2clip.data.lists.annotations import VideoItem, detect_format, load_annotations
+from m2clip.data.lists.annotations import VideoItem, checked, detect_format, load_annotations
 from m2clip.data.lists.class_folders import LeftOut, check_name, check_there, videos_below
 from m2clip.data.lists.on_disk import Disk, has_video_suffix
-from m2clip.data.lists.plain import COLUMNS_OF_PATHS
+from m2clip.data.lists.plain import COLUMNS_OF_PATHS, parse_parts
+from m2clip.data.lists.rows import Source
 from m2clip.data.lists.text_files import read_lines
 from m2clip.errors import InputError
 
@@ -21,7 +22,8 @@ def read_videos(
     """The videos of a list, in its order; of a folder all video files below it, in order of their paths.
 
     Args:
-        path: a file with the path of a video in every line, a folder, or what `load_annotations` reads.
+        path: a file with the path of a video in every line, a table of path, start and end in seconds, a folder, or
+            what `load_annotations` reads.
         root: folder that relative paths start from; default: the folder of the list.
         format: "auto", "paths" (without labels), or a format of `load_annotations`.
         split: which part, for formats that have parts.
@@ -37,6 +39,8 @@ def read_videos(
     if format == "auto" and split is None:
         found = detect_format(path)
         if found == "list":
+            if (parts := parse_parts(Source(path, base, None, None))) is not None:
+                return checked(parts.rows, None)
             lines = _paths(path, base)
         if found == "folder" or (lines and has_video_suffix(lines[0][1])):
             format = PATHS

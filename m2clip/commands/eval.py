@@ -28,7 +28,7 @@ def add_parser(commands: Any) -> None:
     add_windows(parser)
     parser.add_argument(
         "--segments",
-        help="JSON like ActivityNet's, in place of --list: score the segments that are found in its videos",
+        help="list of parts, such as ActivityNet's JSON, in place of --list: score the segments found in its videos",
     )
     parser.add_argument("--with-frozen", action="store_true", help="show frozen CLIP beside it")
     parser.add_argument("--output", help="folder for the JSON and PNG files (default: the run folder)")

@@ -207,9 +207,9 @@ class ClipDataset(Dataset[dict[str, Any]]):
         except VideoError as problem:
             item, video = self._replacement(index, rng, str(problem))
             replaced = {
-                "path": str(self.annotations.items[index].path),
+                "path": self.annotations.items[index].name,
                 "error": str(problem),
-                "replaced_by": str(item.path),
+                "replaced_by": item.name,
             }
         return {"video": video, "label": item.label, "index": index, "replaced": replaced}
 
@@ -388,4 +388,4 @@ def open_item(item: VideoItem, settings: ClipSettings) -> Video:
             )
         return ShardVideo(item.path, item.sample)
     opener = open_isolated if settings.isolate else open_video
-    return opener(item.path, settings.reader, pattern=item.pattern, num_frames=item.num_frames)
+    return opener(item.path, settings.reader, pattern=item.pattern, num_frames=item.num_frames, segment=item.segment)

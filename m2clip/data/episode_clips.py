@@ -77,10 +77,10 @@ class EpisodeClips(ClipDataset):
             try:
                 video = self._random_clip(item, random.Random(f"{place}/{index}"))
             except VideoError as problem:
-                failed.append({"path": str(item.path), "error": str(problem), "replaced_by": ""})
+                failed.append({"path": item.name, "error": str(problem), "replaced_by": ""})
                 continue
             for entry in failed:
-                entry["replaced_by"] = entry["replaced_by"] or str(item.path)
+                entry["replaced_by"] = entry["replaced_by"] or item.name
             clips.append({"video": video, "label": item.label, "index": index, "replaced": None})
             if len(clips) == self.shape.shots + self.shape.queries:
                 return clips

@@ -288,4 +288,4 @@ def _names(dataset: Any, key: Any, collate: Any) -> str:
     if isinstance(dataset, EpisodeClips):
         return ", ".join(f"episode {number} of epoch {epoch + 1}" for epoch, number in parts)
     indices = [part[1] if isinstance(part, tuple) else part for part in parts]
-    return ", ".join(str(dataset.annotations.items[index].path) for index in indices)
+    return ", ".join(dataset.annotations.items[index].name for index in indices)

@@ -5,8 +5,7 @@ Source: the evaluation of ActivityNet's detection task (Caba Heilbron et al., CV
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -146,39 +145,3 @@ def _interpolated(right: np.ndarray, true: int) -> float:
     precision = hits / np.arange(1, len(right) + 1)
     best = np.maximum.accumulate(precision[::-1])[::-1]
     return float((best * right).sum() / true)
-
-
-def segment_file(value: Any, split: str | None = None) -> tuple[list[str], list[Interval]]:
-    """The names of videos, and their segments, of a file like ActivityNet's.
-
-    Args:
-        value: {"database": {video: {"subset": ..., "annotations": [{"segment": [start, end], "label": ...}, ...]}}},
-            or what stands behind "database" alone.
-        split: the subset to take; None takes all.
-
-    Raises:
-        ValueError: something else; the message says what.
-    """
-    database = value.get("database", value) if isinstance(value, Mapping) else None
-    if not isinstance(database, Mapping) or not all(isinstance(one, Mapping) for one in database.values()):
-        raise ValueError('has no "database" of videos')
-    subsets = sorted({str(one.get("subset")) for one in database.values()})
-    chosen = {name: one for name, one in database.items() if split is None or one.get("subset") == split}
-    if not chosen:
-        raise ValueError(f"has no video of subset {split!r}, but of {', '.join(subsets)}" if split else "has no video")
-    intervals = []
-    for name, one in chosen.items():
-        parts = one.get("annotations") or []
-        for part in parts if isinstance(parts, list) else [parts]:
-            try:
-                start, end = map(float, part["segment"])
-                intervals.append(Interval(name, str(part["label"]), start, end))
-            except (TypeError, ValueError, KeyError):
-                raise ValueError(
-                    f'video {name!r} has an annotation without "segment": [start, end] and "label"'
-                ) from None
-            if not 0 <= start < end < math.inf:
-                raise ValueError(f"video {name!r} has a segment from {start:g} to {end:g} s")
-    if not intervals:
-        raise ValueError("has no segment")
-    return list(chosen), intervals

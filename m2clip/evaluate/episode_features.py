@@ -189,8 +189,8 @@ def _compute(
         finite = torch.stack([tensor.isfinite().flatten(1).all(1) for tensor in whole.values()]).all(0).tolist()
         for index, good in zip(chunk, finite, strict=True):
             if not good:
-                path = videos.annotations.items[index].path
-                errors.setdefault(index, f"{path}: the model's features of this video are not finite numbers")
+                name = videos.annotations.items[index].name
+                errors.setdefault(index, f"{name}: the model's features of this video are not finite numbers")
             if index in errors:
                 for tensor in whole.values():
                     tensor[index - chunk.start] = 0
@@ -202,16 +202,17 @@ def _key(settings: dict[str, Any]) -> str:
 
 
 def _state(videos: EpisodeVideos, chunk: range) -> str:
-    """A digest of which files a chunk's videos are: names, sizes and times of change."""
+    """A digest of which files a chunk's videos are: names, sizes and times of change, and the parts of them."""
     digest = hashlib.sha256()
     for index in chunk:
-        path = videos.annotations.items[index].path
+        item = videos.annotations.items[index]
+        path, part = item.path, "" if item.segment is None else f" {item.segment}"
         try:
             found = os.stat(path)
             facts = f"{found.st_size} {found.st_mtime_ns}"
         except OSError:
             facts = "missing"
-        digest.update(f"{os.path.abspath(path)} {facts}\n".encode("utf-8", "surrogateescape"))
+        digest.update(f"{os.path.abspath(path)} {facts}{part}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:16]
 
 

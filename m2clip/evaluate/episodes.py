@@ -137,7 +137,7 @@ def evaluate_episodes(
                 progress=progress,
             )
         failures = [
-            Failure(index, str(annotations.items[index].path), text) for index, text in sorted(features.errors.items())
+            Failure(index, annotations.items[index].name, text) for index, text in sorted(features.errors.items())
         ]
         scorer = _Scorer(
             learner, features, [item.label for item in annotations.items], device, episode_batch, settings.on_error

@@ -97,7 +97,7 @@ def evaluate_model(
             raise problem or first
         scores = [score for part, _ in parts for score in part]
     scores.sort(key=lambda score: score.index)
-    failures = [Failure(score.index, str(items[score.index].path), score.error) for score in scores if score.error]
+    failures = [Failure(score.index, items[score.index].name, score.error) for score in scores if score.error]
     if failures and settings.on_error == "raise":
         raise InputError(f"{failures[0].describe()} (--on-error skip or wrong continues without it)")
 
@@ -231,8 +231,8 @@ def _score_shard(
     pending: list[dict[str, Any]] = []
     for done, item in enumerate(items, start=1):
         if item["error"] and settings.on_error == "raise" and size == 1:
-            path = dataset.annotations.items[item["index"]].path
-            failure = Failure(item["index"], str(path), item["error"])
+            name = dataset.annotations.items[item["index"]].name
+            failure = Failure(item["index"], name, item["error"])
             raise InputError(f"{failure.describe()} (--on-error skip or wrong continues without it)")
         pending.append(item)
         views = sum(0 if waiting["error"] else len(waiting["video"]) for waiting in pending)
@@ -285,5 +285,5 @@ def _check_labels(items: Sequence[Any], names: list[str]) -> None:
     outside = next((item for item in items if not 0 <= item.label < len(names)), None)
     if outside is not None:
         raise InputError(
-            f"{outside.path} has label {outside.label}, but there are {len(names)} class names (0 to {len(names) - 1})"
+            f"{outside.name} has label {outside.label}, but there are {len(names)} class names (0 to {len(names) - 1})"
         )

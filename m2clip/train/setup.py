@@ -14,6 +14,7 @@ from m2clip import distributed
 from m2clip.checkpoints.adapters import WEIGHTS_FILE, weights_hash
 from m2clip.config import ModelConfig, RunConfig, config_text, load_config
 from m2clip.config_fields import deciding
+from m2clip.data.check.parts import check_parts
 from m2clip.data.clips import ClipDataset, ClipSettings, EpochSampler, collate
 from m2clip.data.episode_clips import EpisodeClips, EpisodeVideos
 from m2clip.data.episodes import EpisodeShape, class_videos
@@ -188,11 +189,12 @@ def datasets(
     classes than those of training.
 
     Raises:
-        InputError: a bad validation list; too few classes or videos for an episode; a method that learns by episodes
-            alone in training without them.
+        InputError: a bad validation list; parts that are not in their videos; too few classes or videos for an
+            episode; a method that learns by episodes alone in training without them.
     """
     settings = clip_settings(config, model)
     shape = episode_shape(config)
+    distributed.by_main(lambda: check_parts(annotations, config.data.isolate))
     if shape is None and hasattr(model, "episode"):
         raise InputError(
             f"method {model.method} is trained by episodes: use m2clip episodes train, or set episodes.train to true"
@@ -205,6 +207,7 @@ def datasets(
     if config.data.val is None:
         return train, None
     val = named_list(config, config.data.val, config.data.val_split, class_names)
+    distributed.by_main(lambda: check_parts(val, config.data.isolate))
     return train, ClipDataset(val, settings, training=False, seed=config.seed)
 
 

@@ -340,7 +340,7 @@ class _Trainer:
 
     def note_bad_step(self, step: int, videos: list[int]) -> None:
         self.progress.bad_steps += 1
-        own = [str(self.train_set.annotations.items[index].path) for index in videos]
+        own = [self.train_set.annotations.items[index].name for index in videos]
         named = ", ".join(path for part in distributed.gather_objects(own) for path in part)
         self.log.say(f"step {step}: loss or gradient is not finite, step skipped; videos: {named}")
         if self.progress.bad_steps >= MAX_BAD_STEPS:

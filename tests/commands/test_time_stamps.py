@@ -140,9 +140,9 @@ def test_segments_are_scored(capfd: pytest.CaptureFixture[str], scored: Path, tm
         ((), "Give --list, or --segments"),
         (("--segments", "true.json"), "--segments needs --window"),
         (("--list", "a.txt", "--window", 1), "--window is for --segments"),
-        (("--segments", "absent.json", "--window", 1), "absent.json: No such file"),
-        (("--segments", "run/adapter_config.json", "--window", 1), "like ActivityNet's file"),
-        (("--segments", "true.json", "--window", 1, "--split", "nothing"), "has no video of subset 'nothing'"),
+        (("--segments", "absent.json", "--window", 1), "No such file"),
+        (("--segments", "run/adapter_config.json", "--window", 1), "run/adapter_config.json, line 1: expected"),
+        (("--segments", "true.json", "--window", 1, "--split", "nothing"), "holds the splits test, val, not 'nothing'"),
         (("--segments", "true.json", "--window", 1, "--on-error", "raise"), "lost"),
         (("--segments", "true.json", "--window", 1, "--split", "test"), "none of the 1 videos could be read"),
     ],
@@ -158,7 +158,7 @@ def test_labels_that_no_run_knows(capfd: pytest.CaptureFixture[str], scored: Pat
     value = {"film": {"annotations": [{"segment": [0, 1], "label": "a dog"}, {"segment": [0, 1], "label": "a cat"}]}}
     (tmp_path / "other.json").write_text(json.dumps(value))
     words = ("eval", scored / "run", "--segments", tmp_path / "other.json", "--window", 1)
-    assert "the label 'a cat' and 1 others is none of the run's 2 classes" in one_line(call(capfd, *words))
+    assert "entry 'film': class 'a dog' is not among the 2" in one_line(call(capfd, *words))
 
 
 def test_nothing_is_written_over_the_video(capfd: pytest.CaptureFixture[str], video: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from m2clip.evaluate.detection import Interval, average_precision, detection_result, overlap, segment_file
+from m2clip.evaluate.detection import Interval, average_precision, detection_result, overlap
 
 
 def at(start: float, end: float, score: float = 1.0, video: str = "v", label: str = "a") -> Interval:
@@ -58,50 +58,3 @@ def test_classes_are_averaged() -> None:
     assert found.to_dict()["ap"] == {"0.3": 1.0, "0.4": 1.0, "0.5": 0.5, "0.6": 0.5, "0.7": 0.5}
     with pytest.raises(ValueError, match="no true segment"):
         detection_result(true, predicted, ["w"])
-
-
-PART = {"segment": [1, 2.5], "label": "a"}
-
-
-def test_a_file_like_activity_nets() -> None:
-    value = {
-        "version": "1.3",
-        "database": {
-            "x": {"subset": "training", "annotations": [PART]},
-            "y": {"subset": "validation", "annotations": [PART, {"segment": [3, 4], "label": "b"}], "url": "..."},
-            "z": {"subset": "testing", "annotations": []},
-        },
-    }
-    assert segment_file(value) == (
-        ["x", "y", "z"],
-        [at(1, 2.5, video="x"), at(1, 2.5, video="y"), at(3, 4, video="y", label="b")],
-    )
-    assert segment_file(value["database"], "training") == (["x"], [at(1, 2.5, video="x")])
-
-
-@pytest.mark.parametrize(
-    ("value", "said"),
-    [
-        ([1], 'no "database"'),
-        ({"database": [1]}, 'no "database"'),
-        ({"x": 1}, 'no "database"'),
-        ({}, "no video"),
-        ({"x": {"annotations": []}}, "no segment"),
-        ({"x": {"annotations": [{"segment": [1], "label": "a"}]}}, "'x' has an annotation without"),
-        ({"x": {"annotations": [{"segment": [1, 2]}]}}, "'x' has an annotation without"),
-        ({"x": {"annotations": 5}}, "'x' has an annotation without"),
-        ({"x": {"annotations": {"segment": [1, 2]}}}, "'x' has an annotation without"),
-        ({"x": {"annotations": [{"segment": [1, float("inf")], "label": "a"}]}}, "from 1 to inf s"),
-        ({"x": {"annotations": ["a"]}}, "'x' has an annotation without"),
-        ({"x": {"annotations": [{"segment": [2, 1], "label": "a"}]}}, "from 2 to 1 s"),
-        ({"x": {"annotations": [{"segment": [0, float("nan")], "label": "a"}]}}, "from 0 to nan s"),
-    ],
-)
-def test_other_files_are_refused(value: object, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        segment_file(value)
-
-
-def test_a_missing_subset_is_named() -> None:
-    with pytest.raises(ValueError, match="no video of subset 'test', but of training"):
-        segment_file({"x": {"subset": "training", "annotations": [PART]}}, "test")

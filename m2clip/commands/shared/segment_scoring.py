@@ -11,15 +11,12 @@ from m2clip.commands.shared.output import FAILURES_SHOWN, console, percent, prin
 from m2clip.commands.shared.scoring import list_name, results_folder
 from m2clip.commands.shared.time_stamps import timeline_of
 from m2clip.errors import InputError
-from m2clip.files.disk import read_json
 from m2clip.files.kept_work import check_replaceable, write_result
 
 if TYPE_CHECKING:
     from m2clip.config import RunConfig
     from m2clip.evaluate.detection import DetectionResult, Interval
     from m2clip.methods import VideoModel
-
-_PREFIXES = ("", "v_")  # of the files of ActivityNet's videos
 
 
 def check_segments(args: argparse.Namespace) -> None:
@@ -72,26 +69,30 @@ def score_segments(
 
 
 def _read(args: argparse.Namespace, class_names: Sequence[str]) -> tuple[list[Interval], dict[str, Path]]:
-    """The true segments, and the file of each video."""
+    """The true segments, and the file of each video, which may have none."""
+    from m2clip.data.lists.annotations import detect_format, load_annotations
+    from m2clip.data.lists.formats import ClassLookup
     from m2clip.data.lists.on_disk import Disk
-    from m2clip.evaluate.detection import segment_file
+    from m2clip.data.lists.segments import of_subset, read_database, video_file
+    from m2clip.evaluate.detection import Interval
 
-    try:
-        names, true = segment_file(read_json(args.segments), args.split)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{args.segments}: {reason}; it must be like ActivityNet's file of segments") from None
-    unknown = sorted({one.label for one in true} - set(class_names))
-    if unknown:
-        more = f" and {len(unknown) - 1} others" if len(unknown) > 1 else ""
-        raise InputError(
-            f"{args.segments}: the label {unknown[0]!r}{more} is none of the run's {len(class_names)} classes"
-        )
-    root, disk = Path(args.root) if args.root else Path(args.segments).parent, Disk()
-    videos = {}
-    for name in names:
-        found = [disk.meant(root / f"{prefix}{name}", args.segments) for prefix in _PREFIXES]
-        videos[name] = next((path for path in found if path.is_file()), found[0])
+    source = Path(args.segments)
+    if detect_format(source) != "activitynet":
+        items = load_annotations(source, root=args.root, split=args.split, class_names=list(class_names)).items
+        if any(item.segment is None for item in items):
+            raise InputError(f"{source}: lists whole videos: --segments is for parts of them, with a start and an end")
+        listed = [Interval(str(one.path), class_names[one.label], *one.segment) for one in items if one.segment]
+        return listed, {str(item.path): item.path for item in items}
+    root, disk, lookup = Path(args.root) if args.root else source.parent, Disk(), ClassLookup(list(class_names))
+    true, videos = [], {}
+    for one in of_subset(read_database(source), args.split, source):
+        videos[one.video] = video_file(one.video, root, disk, one.where)
+        for segment, label in one.parts:
+            if segment.problem is not None:
+                raise InputError(f"{one.where}: {segment.problem}")
+            true.append(Interval(one.video, class_names[lookup.label(label, one.where)], *segment))
+    if not true:
+        raise InputError(f"{source}: has no segment" + (f" of the split {args.split!r}" if args.split else ""))
     return true, videos
 
 

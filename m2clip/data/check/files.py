@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from m2clip.data.lists.rows import Row
 from m2clip.data.sampling import uniform_indices
 from m2clip.data.video.isolated import DecoderLimits, open_isolated
-from m2clip.data.video.readers import IMAGE_SUFFIXES, Video, VideoError, check_reader, of_frames
+from m2clip.data.video.readers import IMAGE_SUFFIXES, SegmentError, Video, VideoError, check_reader, of_frames
 from m2clip.errors import InputError
 from m2clip.files.disk import file_digest, open_regular, parse_json, read_bytes, seal, unseal, writing
 
@@ -67,6 +67,7 @@ class FileFacts:
         whole: hash of the content, once it was needed.
         frames, declared: how many frames there are, and how many the header announces; None where nobody looked.
         error: why the video cannot be read.
+        outside: whether that is because the video has no such part.
     """
 
     stamp: list[int]
@@ -75,6 +76,7 @@ class FileFacts:
     frames: int | None = None
     declared: int | None = None
     error: str | None = None
+    outside: bool = False
 
 
 class Record:
@@ -143,7 +145,8 @@ def is_record(path: Path) -> bool:
 
 def key_of(row: Row) -> str:
     """What tells a video apart from all others."""
-    return os.path.abspath(row.path) + (f"|{row.num_frames}" if row.num_frames is not None else "")
+    frames = f"|{row.num_frames}" if row.num_frames is not None else ""
+    return os.path.abspath(row.path) + frames + (f"|{row.segment}" if row.segment is not None else "")
 
 
 def stamp_of(row: Row) -> list[int] | None:
@@ -161,22 +164,22 @@ def stamp_of(row: Row) -> list[int] | None:
 def look_at(row: Row, stamp: list[int], depth: Depth) -> FileFacts:
     """Everything about one file that needs no other file."""
     facts = FileFacts(stamp, _hash(row.path, whole=False))
-    if depth.decode == "none":
+    if depth.decode == "none" or (row.segment is not None and row.segment.problem is not None):
         return facts
     reader = depth.reader if row.num_frames is None else of_frames(depth.reader)
     try:
-        with open_isolated(row.path, reader, limits=depth.limits) as video:
+        with open_isolated(row.path, reader, segment=row.segment, limits=depth.limits) as video:
             declared = video.declared if row.num_frames is None else row.num_frames
             facts = replace(facts, frames=video.num_frames, declared=declared)
             _decode(video, depth)
     except VideoError as error:
-        facts = replace(facts, error=str(error))
+        facts = replace(facts, error=str(error), outside=isinstance(error, SegmentError))
     return facts
 
 
-def with_whole_hash(row: Row, facts: FileFacts) -> FileFacts:
-    """The facts with a hash of all the content."""
-    return replace(facts, whole=_hash(row.path, whole=True))
+def whole_hash(path: Path) -> str | None:
+    """A hash of all the content of a file or of a folder of images; None where it cannot be read."""
+    return _hash(path, whole=True)
 
 
 def in_threads(function: Callable[[Given], Made], given: Iterable[Given], workers: int) -> Iterator[tuple[Given, Made]]:

@@ -10,7 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,14 @@ from m2clip.data.check.files import (
     key_of,
     look_at,
     stamp_of,
-    with_whole_hash,
+    whole_hash,
 )
 from m2clip.data.lists.annotations import load_annotations, read_rows
 from m2clip.data.lists.class_files import class_table
 from m2clip.data.lists.folder_labels import contradicted
-from m2clip.data.lists.lines import list_line
+from m2clip.data.lists.lines import list_text
 from m2clip.data.lists.rows import Parsed, Row
+from m2clip.data.segment import Segment
 from m2clip.errors import InputError
 from m2clip.files.disk import replacing, write_json, write_text
 from m2clip.files.folders import check_apart, check_writable, locked
@@ -38,6 +39,7 @@ PROBLEMS = {
     "missing": "there is no such file",
     "unreadable": "it cannot be opened, or a frame cannot be decoded",
     "damaged": "it has over 10 % fewer frames than its container declares (frame count or duration), or its line",
+    "segment": "the part is empty, starts before its video, or ends after it",
     "duplicate": "the path, or another file of the same content, is on an earlier line",
     "mislabelled": "copies have different labels, the label is no class, or the folder is named as another class",
 }
@@ -54,6 +56,7 @@ class Problem:
         path, label: of the line.
         where: file and line.
         message: what is wrong.
+        segment: start and end of the part in seconds ("12.5-14"); None where the line means the whole video.
     """
 
     kind: str
@@ -61,6 +64,7 @@ class Problem:
     label: int
     where: str
     message: str
+    segment: str | None = None
 
 
 @dataclass
@@ -215,15 +219,20 @@ def _look_at_all(
 
 def _compare_contents(rows: Sequence[Row], facts: dict[str, FileFacts | None], record: Record, workers: int) -> None:
     """Hash all the content of files whose sizes and parts are the same."""
-    alike = Counter(one.parts for one in facts.values() if one is not None)
-    left = []
+    of_parts: dict[str, set[Path]] = {}
+    by_path: dict[Path, list[Row]] = {}
     for row in {key_of(row): row for row in rows}.values():
         one = facts[key_of(row)]
-        if one is not None and one.parts is not None and one.whole is None and alike[one.parts] > 1:
-            left.append((row, one))
-    for (row, _), found in in_threads(lambda one: with_whole_hash(*one), left, workers):
-        facts[key_of(row)] = found
-        record.add(key_of(row), found)
+        if one is not None and one.parts is not None:
+            of_parts.setdefault(one.parts, set()).add(row.path)
+            if one.whole is None:
+                by_path.setdefault(row.path, []).append(row)
+    left = [path for paths in of_parts.values() if len(paths) > 1 for path in sorted(paths) if path in by_path]
+    for path, whole in in_threads(whole_hash, left, workers):
+        for row in by_path[path]:
+            if (one := facts[key_of(row)]) is not None:
+                facts[key_of(row)] = found = replace(one, whole=whole)
+                record.add(key_of(row), found)
 
 
 def _own_problems(
@@ -233,8 +242,10 @@ def _own_problems(
     found = []
     if facts is None:
         found.append(_problem("missing", row, "no such file"))
+    elif row.segment is not None and row.segment.problem is not None:
+        found.append(_problem("segment", row, row.segment.problem))
     elif facts.error is not None:
-        found.append(_problem("unreadable", row, facts.error))
+        found.append(_problem("segment" if facts.outside else "unreadable", row, facts.error))
     elif row.num_frames == 0:
         found.append(_problem("damaged", row, "0 frames, says the list"))
     elif facts.frames is not None and facts.declared and facts.frames < _least(row) * facts.declared:
@@ -255,10 +266,11 @@ def _least(row: Row) -> float:
 
 def _find_copies(rows: Sequence[Row], facts: dict[str, FileFacts | None], by_row: list[list[Problem]]) -> None:
     """Add what is wrong with lines that name the same file, or files of the same content."""
-    groups: dict[str, list[int]] = {}
+    groups: dict[tuple[str, Segment | None], list[int]] = {}
     for place, row in enumerate(rows):
         one = facts[key_of(row)]
-        groups.setdefault(key_of(row) if one is None or one.whole is None else one.whole, []).append(place)
+        file = key_of(row) if one is None or one.whole is None else one.whole
+        groups.setdefault((file, row.segment), []).append(place)
     for places in groups.values():
         first = rows[places[0]]
         labels = sorted({rows[place].label for place in places})
@@ -268,12 +280,17 @@ def _find_copies(rows: Sequence[Row], facts: dict[str, FileFacts | None], by_row
                 message = f"has the labels {', '.join(map(str, labels))} on different lines, first at {first.where}"
                 by_row[place].append(_problem("mislabelled", row, message))
             if place != places[0]:
-                same = "the same path" if key_of(row) == key_of(first) else f"the same content as {first.path}"
+                same = (
+                    "the same path" + ("" if row.segment is None else " and part")
+                    if key_of(row) == key_of(first)
+                    else f"the same content as {first.path}"
+                )
                 by_row[place].append(_problem("duplicate", row, f"{same}, at {first.where}"))
 
 
 def _problem(kind: str, row: Row, message: str) -> Problem:
-    return Problem(kind, str(row.path), row.label, row.where, message)
+    segment = None if row.segment is None else row.segment.tag
+    return Problem(kind, str(row.path), row.label, row.where, message, segment)
 
 
 def _writable(row: Row, parsed: Parsed) -> bool:
@@ -284,20 +301,20 @@ def _writable(row: Row, parsed: Parsed) -> bool:
 def _write_clean(rows: Sequence[Row], parsed: Parsed, output: Path) -> None:
     """Write the clean list and the class names, and read them again."""
     output.mkdir(parents=True, exist_ok=True)
-    home, lines = output.resolve(), []
+    home, videos = output.resolve(), []
     rows = list({key_of(row): row for row in rows}.values())
     for row in rows:
         path = os.path.abspath(row.path)
         # Relative where the videos and the list are moved together.
         if os.path.commonpath([path, home.parent]) == str(home.parent):
             path = os.path.relpath(path, home)
-        lines.append(f"{list_line(path, row.num_frames, row.label)}\n")
+        videos.append((path, row.num_frames, row.segment, row.label))
     if parsed.class_names is None:
         (output / CLASSES).unlink(missing_ok=True)
     else:
         write_text(class_table(parsed.class_names), output / CLASSES)
     with replacing(output / CLEAN) as temporary:
-        temporary.write_bytes("".join(lines).encode("utf-8", "surrogateescape"))
+        temporary.write_bytes(list_text(videos).encode("utf-8", "surrogateescape"))
         _read_again(temporary, rows, parsed, output)
 
 
@@ -305,10 +322,10 @@ def _read_again(written: Path, rows: Sequence[Row], parsed: Parsed, output: Path
     names = None if parsed.class_names is None else output / CLASSES
     try:
         found = load_annotations(written, root=output.resolve(), class_names=names, allow_mismatched_folders=True)
-        items = [(os.path.abspath(item.path), item.label, item.num_frames) for item in found.items]
+        items = [(os.path.abspath(item.path), item.label, item.num_frames, item.segment) for item in found.items]
     except InputError as error:
         raise InputError(f"the clean list cannot be read again: rename the video ({error})") from None
-    wanted = [(os.path.abspath(row.path), row.label, row.num_frames) for row in rows]
+    wanted = [(os.path.abspath(row.path), row.label, row.num_frames, row.segment) for row in rows]
     if items != wanted:
         strange = next((row for row, item in zip(wanted, items, strict=False) if row != item), wanted[-1])
         raise InputError(f"{strange[0]!r}: cannot be put into a clean list; rename it")

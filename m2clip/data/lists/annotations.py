@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from m2clip.data.lists import formats
+from m2clip.data.lists import formats, segments
 from m2clip.data.lists.class_folders import check_name, check_there, parse_folder
 from m2clip.data.lists.class_names import name_list
 from m2clip.data.lists.detection import detect_format
@@ -20,6 +20,7 @@ from m2clip.data.lists.rows import Parsed, Row, Source, VideoItem
 from m2clip.data.lists.suffixes import VIDEO_SUFFIXES
 from m2clip.data.lists.text_files import one_line, shown
 from m2clip.data.packs.frames import parse_shards
+from m2clip.data.segment import Segment
 from m2clip.errors import InputError
 from m2clip.plugins import registered
 
@@ -42,6 +43,9 @@ FORMATS: dict[str, Callable[[Source], Parsed]] = {
     "hmdb51": formats.parse_hmdb51,
     "frames": parse_frames,
     "episodes": formats.parse_episodes,
+    "activitynet": segments.parse_activitynet,
+    "epic_verbs": segments.parse_epic_verbs,
+    "epic_nouns": segments.parse_epic_nouns,
     "folder": parse_folder,
     "shards": parse_shards,
 }
@@ -122,12 +126,14 @@ def load_annotations(
         root: folder that relative video paths start from; default: the folder of the annotation file.
         format: "auto" or a key of `FORMATS`: "list" (`path label`, as lines, csv with or without a header, or JSON),
             "kinetics" (csv or json), "ssv2" (json), "ucf101", "hmdb51", "frames" (`path num_frames label`, of folders
-            of images or of videos without suffix), "episodes" (`train0//path`), "folder", "shards" (a pack: its folder
-            or manifest.json).
+            of images or of videos without suffix), "episodes" (`train0//path`), "activitynet" (json of segments, also
+            of THUMOS and HACS), "epic_verbs" and "epic_nouns" (csv of EPIC-Kitchens), "folder", "shards" (a pack: its
+            folder or manifest.json).
         class_names: names in label order, or a built-in list or class file for `load_class_names`. Formats that name
             their classes are matched by name (case, spaces and underscores do not count).
         split: which part: "train1" ... "test3" for a folder of UCF101 or HMDB51; the split column for kinetics or a
-            table; the split prefix for episodes; a sub-folder for "folder". Other formats have none.
+            table; the subset for activitynet; the split prefix for episodes; a sub-folder for "folder". Other formats
+            have none.
         allow_mismatched_folders: take rows that lie in the folder of another class than their label's.
 
     Raises:
@@ -136,7 +142,7 @@ def load_annotations(
     """
     path = Path(path)
     parsed, chosen = read_rows(path, root=root, format=format, class_names=class_names, split=split)
-    items = _checked(parsed.rows, parsed.class_names)
+    items = checked(parsed.rows, parsed.class_names)
     if not items:
         raise InputError(f"{path}: lists no videos" + (f" of split {str(split)!r}" if split is not None else ""))
     _check_frames(path, parsed.rows)
@@ -228,7 +234,7 @@ def find_format(name: str) -> Callable[[Source], Parsed]:
 
 
 def list_hash(items: Sequence[VideoItem]) -> str:
-    """First 16 hex digits of SHA-256 over the lines "path<TAB>label" in list order.
+    """First 16 hex digits of SHA-256 over the lines "path<TAB>label", of a part with "<TAB>start-end", in list order.
 
     The folder common to all paths is left out, so that the hash is the same on every machine. A pack from which no
     video is missing has the hash of the list that was packed: the videos are the same, and stored episodes of them fit.
@@ -239,7 +245,8 @@ def list_hash(items: Sequence[VideoItem]) -> str:
     paths = [os.path.abspath(item.path) for item in items]
     common = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
     lines = (
-        f"{Path(os.path.relpath(path, common)).as_posix()}\t{item.label}\n"
+        f"{Path(os.path.relpath(path, common)).as_posix()}\t{item.label}"
+        + (f"\t{item.segment.tag}\n" if item.segment is not None else "\n")
         for path, item in zip(paths, items, strict=True)
     )
     digest = hashlib.sha256()
@@ -254,8 +261,9 @@ def packed_hash(items: Sequence[VideoItem]) -> str | None:
     return hashlib.sha256(" ".join(sums).encode()).hexdigest()[:16] if sums else None
 
 
-def _checked(rows: Sequence[Row], class_names: list[str] | None) -> tuple[VideoItem, ...]:
-    seen: dict[Path, str] = {}
+def checked(rows: Sequence[Row], class_names: list[str] | None) -> tuple[VideoItem, ...]:
+    """The videos of the lines of a list; InputError for labels, parts and names that cannot be, or a video twice."""
+    seen: dict[tuple[Path, Segment | None], str] = {}
     for row in rows:
         if row.label < 0:
             raise InputError(f"{row.where}: label {row.label} is negative; labels start at 0")
@@ -265,10 +273,14 @@ def _checked(rows: Sequence[Row], class_names: list[str] | None) -> tuple[VideoI
                 f"there are {len(class_names)} classes, 0 to {len(class_names) - 1}"
             )
         _check_name(row)
-        if row.path in seen:
-            raise InputError(f"{row.where}: duplicate path {one_line(row.path)}, already at {seen[row.path]}")
-        seen[row.path] = row.where
-    return tuple(VideoItem(row.path, row.label, row.num_frames, sample=row.sample) for row in rows)
+        if row.segment is not None and row.segment.problem is not None:
+            raise InputError(f"{row.where}: {row.segment.problem}, of {one_line(row.path)}")
+        key = row.path, row.segment
+        if key in seen:
+            what = "path" if row.segment is None else f"segment {row.segment} of"
+            raise InputError(f"{row.where}: duplicate {what} {one_line(row.path)}, already at {seen[key]}")
+        seen[key] = row.where
+    return tuple(VideoItem(row.path, row.label, row.num_frames, sample=row.sample, segment=row.segment) for row in rows)
 
 
 def _check_name(row: Row) -> None:

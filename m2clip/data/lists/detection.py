@@ -10,6 +10,7 @@ from m2clip.data.lists.class_files import parse_class_file
 from m2clip.data.lists.class_names import match_key
 from m2clip.data.lists.formats import kinetics_header
 from m2clip.data.lists.plain import looks_counted
+from m2clip.data.lists.segments import is_database, is_epic
 from m2clip.data.lists.text_files import numbered_lines, parse_json, read_text
 from m2clip.data.packs.frames import is_pack
 from m2clip.errors import InputError
@@ -23,7 +24,7 @@ def detect_format(path: Path, class_names: Sequence[str] | None = None) -> str:
         class_names: if they are known.
 
     Raises:
-        InputError: not a text file, or JSON that is no list of videos.
+        InputError: not a text file, JSON that is no list of videos, or a list that has labels of two kinds.
     """
     if is_pack(path):
         return "shards"
@@ -37,6 +38,11 @@ def detect_format(path: Path, class_names: Sequence[str] | None = None) -> str:
     first = next((line for _, line in numbered_lines(text)), "")
     if kinetics_header(first):
         return "kinetics"
+    if is_epic(first):
+        raise InputError(
+            f"{path}: EPIC-Kitchens labels verbs and nouns: choose the format epic_verbs or epic_nouns (--format, "
+            "data.format)"
+        )
     if re.match(r"(train|val|test)\d+/", first) and not re.search(r"[\s,;]\d+$", first):
         return "episodes"
     if re.fullmatch(r"(train|test)list\d+\.txt", path.name) and _is_ucf101(path, text, class_names):
@@ -66,10 +72,10 @@ def _json_format(text: str, path: Path) -> str | None:
     entry = entries[0] if entries and isinstance(entries[0], dict) else {}
     if isinstance(value, list):
         return "ssv2" if "template" in entry or "placeholders" in entry or set(entry) == {"id"} else "list"
+    if is_database(value):
+        return "activitynet"
     if "annotations" in entry or {"subset", "url"} <= set(entry):
         return "kinetics"
-    if isinstance(value, dict) and "database" in value:
-        raise InputError(f"{path}: ActivityNet's segments of videos; cut them out, and list the parts as `path label`")
     return "list"
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from m2clip.data.lists.on_disk import has_video_suffix
 from m2clip.data.lists.suffixes import VIDEO_SUFFIXES
 from m2clip.data.lists.text_files import closing_quote, csv_fields, is_whole, shown
+from m2clip.data.segment import Segment, parse_seconds, seconds_text
 from m2clip.errors import InputError
 
 SEPARATORS = "\t;,"
@@ -34,6 +36,7 @@ class Columns:
         rest: all that follows the path, which is the label where that is a name with separators in it.
         separator: a blank, or one of `SEPARATORS`.
         counted: whether a header says that the number of frames is what stands between path and label.
+        times: start and end of a part of the video, as they are written; None where all of it is meant.
     """
 
     where: str
@@ -43,6 +46,7 @@ class Columns:
     rest: str = ""
     separator: str = " "
     counted: bool = False
+    times: tuple[str, str] | None = None
 
     def frames(self) -> int | None:
         """The number of frames of `path frames label`, None where the line has no third column.
@@ -59,8 +63,8 @@ class Columns:
         columns = ", ".join(shown(column) for column in (*self.extra[:5], self.label or ""))
         raise InputError(
             f"{self.where}: columns {columns} after {shown(self.path)}; expected `path label` or `folder frames "
-            "label`: name the columns in a first line (path,label), delete the others, or put a path with separators "
-            "in quotation marks"
+            "label`: name the columns in a first line (path,label, or path,start,end,label with seconds), delete the "
+            "others, or put a path with separators in quotation marks"
         )
 
 
@@ -145,6 +149,8 @@ def _behind(path: str, rest: str, where: str) -> Columns:
         fields = csv_fields(text, where, separator)
     elif all(_NUMBER.fullmatch(word) for word in text.split()):
         fields = text.split()
+    elif len(words := text.split(None, 2)) == 3 and are_times(words[:2]):
+        return Columns(where, path, words[:2], words[2], words[2])
     else:
         fields = csv_fields(text, where, "\t")
     return Columns(where, path, extra + fields[:-1], fields[-1] or None, " ".join(text.split("\n")), separator)
@@ -168,8 +174,25 @@ def _named(text: str, where: str) -> Columns:
     return Columns(where, text, [], None)
 
 
-def list_line(path: str, frames: int | None, label: int) -> str:
-    """A line that `split_line` takes apart again, without its end."""
-    if not _PLAIN_PATH.fullmatch(path):
-        path = '"' + path.replace('"', '""') + '"'
-    return f"{path} {label}" if frames is None else f"{path} {frames} {label}"
+def are_times(columns: list[str]) -> bool:
+    """Whether columns without a header are start and end of a part in seconds: whole numbers may be those of frames."""
+    known = len(columns) == 2 and all(parse_seconds(column) is not None for column in columns)
+    return known and any(not is_whole(column) for column in columns)
+
+
+def list_text(videos: Iterable[tuple[str, int | None, Segment | None, int]]) -> str:
+    """The text of a list that is read again as it was.
+
+    Args:
+        videos: path, number of frames or None, part or None, and label. All have parts, or none has.
+    """
+    lines: list[str] = []
+    for path, frames, segment, label in videos:
+        quoted = '"' + path.replace('"', '""') + '"'
+        if segment is not None:
+            lines += [] if lines else ["path,start,end,label"]
+            lines.append(",".join([quoted, *map(seconds_text, segment), str(label)]))
+        else:
+            written = path if _PLAIN_PATH.fullmatch(path) else quoted
+            lines.append(f"{written} {label}" if frames is None else f"{written} {frames} {label}")
+    return "".join(f"{line}\n" for line in lines)

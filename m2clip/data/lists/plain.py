@@ -8,9 +8,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from m2clip.data.lists.labels import read_labels
-from m2clip.data.lists.lines import SEPARATORS, Columns, split_line
+from m2clip.data.lists.lines import SEPARATORS, Columns, are_times, split_line
 from m2clip.data.lists.on_disk import Disk, has_video_suffix
 from m2clip.data.lists.rows import Parsed, Row, Source
+from m2clip.data.lists.segments import read_segment, with_start_and_end
 from m2clip.data.lists.text_files import (
     csv_fields,
     is_whole,
@@ -34,6 +35,15 @@ _LABELS = frozenset(
 )
 _FRAMES = frozenset(["num_frames", "n_frames", "nframes", "frames", "total_frames", "frame_count", "frames_count"])
 _SPLITS = frozenset(["split", "subset", "partition"])
+_STARTS = frozenset(
+    ("start", "start_time", "start_sec", "start_secs", "start_second", "start_seconds", "start_s", "start_timestamp")
+    + ("time_start", "t_start", "begin", "begin_time")
+)
+_ENDS = frozenset(
+    ("end", "end_time", "end_sec", "end_secs", "end_second", "end_seconds", "end_s", "end_timestamp", "time_end")
+    + ("t_end", "stop", "stop_time", "stop_timestamp")
+)
+_OF_SEGMENTS = frozenset(["duration", "start_frame", "end_frame", "stop_frame"])  # which say nothing beside seconds
 _OF_NO_MATTER = frozenset(["", "index", "idx", "unnamed:_0", "fps", "width", "height"])
 # Diving48: its videos are cut already, and all of them start at 0.
 _DIVING48 = frozenset(["vid_name", "label", "start_frame", "end_frame"])
@@ -44,9 +54,32 @@ def parse_list(source: Source) -> Parsed:
 
     Columns are separated by blanks, commas, semicolons or tabs, and may be in quotation marks. A first line may name
     them (`path,label`); lines that begin with # are comments. JSON lines, or a JSON list, of objects with such names
-    are read as well. Class names that are not given are those of the list, in natural order.
+    are read as well. Columns `start` and `end` in seconds, or a field `segment` of both, name a part of a video. Class
+    names that are not given are those of the list, in natural order.
     """
     return _parse(source, counted=False)
+
+
+def parse_parts(source: Source) -> Parsed | None:
+    """A table or JSON whose columns are those of `parse_list` with start and end, but no label: all labels are 0.
+
+    None where it is something else.
+    """
+    text = read_text(source.path)
+    objects = _json_objects(text, source.path)
+    if objects is not None:
+        first = with_start_and_end(objects[0][1], objects[0][0]) if objects else None
+        header = list(first) if isinstance(first, dict) else []
+    else:
+        records = (record for _, record in numbered_records(text, source.path) if not record.startswith("#"))
+        header = _header(next(records, ""))[1]
+    words = {_plain(column) for column in header}
+    if not (words & _STARTS and words & _ENDS) or words & _LABELS:
+        return None
+    lines = _read(source)
+    for line in lines:
+        line.label = "0"
+    return _rows(lines, source, counted=False)
 
 
 def parse_frames(source: Source) -> Parsed:
@@ -64,14 +97,23 @@ def looks_counted(text: str, path: Path) -> bool:
 
 
 def _parse(source: Source, counted: bool) -> Parsed:
-    lines = _read(source)
+    return _rows(_read(source), source, counted)
+
+
+def _rows(lines: list[Columns], source: Source, counted: bool) -> Parsed:
+    for line in lines:
+        if line.times is None and are_times(line.extra):
+            line.times, line.extra = (line.extra[0], line.extra[1]), []
+    if odd := next((line for line in lines if (line.times is None) != (lines[0].times is None)), None):
+        one, other = (lines[0], odd) if odd.times is None else (odd, lines[0])
+        raise InputError(f"{other.where}: no start and end of a part, as on {one.where.rpartition(', ')[2]}")
     labels, names = read_labels(lines, source)
     disk = Disk()
     rows: list[Row] = []
     unknown: list[int] = []
     films = folders = 0  # that are there
     for line, label in zip(lines, labels, strict=True):
-        if not counted:
+        if not counted and line.times is None:
             _join_number(line, disk, source)
         frames = line.frames()
         if counted and frames is None:
@@ -87,7 +129,10 @@ def _parse(source: Source, counted: bool) -> Parsed:
                 unknown.append(len(rows))
         else:
             folders += frames is not None
-        rows.append(Row(line.where, path, label, frames))
+        segment = None if line.times is None else read_segment(*line.times, line.where)
+        if segment is not None and disk.is_folder(path):
+            raise InputError(f"{line.where}: {shown(line.path)} is a folder: parts in seconds are of video files alone")
+        rows.append(Row(line.where, path, label, frames, segment=segment))
     if films and not folders:
         # What is missing is missing as a video.
         for place in unknown:
@@ -141,9 +186,10 @@ def _read(source: Source) -> list[Columns]:
     if separator == " ":
         _refuse_split(source)
         roles = _roles(first, records[0][0])
-        if roles["path"] != 0 or roles["label"] != len(first) - 1:
+        if roles["path"] != 0 or roles.get("label") != len(first) - 1 or "start" in roles:
             raise InputError(
-                f"{records[0][0]}: columns in blanks are `path label` or `path frames label`, in this order"
+                f"{records[0][0]}: columns in blanks are `path label` or `path frames label`, in this order; others "
+                "need commas, semicolons or tabs between them"
             )
         lines = [split_line(record, where) for where, record in records[1:]]
         for line in lines:
@@ -193,7 +239,7 @@ def _cells(record: str, where: str, separator: str, most: int) -> list[str]:
 
 def _is_header(cells: Sequence[str]) -> bool:
     words = {_plain(cell) for cell in cells}
-    return bool(words & set(COLUMNS_OF_PATHS)) and bool(words & _LABELS)
+    return bool(words & set(COLUMNS_OF_PATHS)) and bool(words & _LABELS or (words & _STARTS and words & _ENDS))
 
 
 def _plain(cell: str) -> str:
@@ -201,7 +247,7 @@ def _plain(cell: str) -> str:
 
 
 def _roles(header: Sequence[str], where: str) -> dict[str, int]:
-    """Which column is the path, the label, the number of frames and the split.
+    """Which column is the path, the label, the number of frames, the split, start and end of a part.
 
     Raises:
         InputError: other columns, or two for one role.
@@ -212,19 +258,27 @@ def _roles(header: Sequence[str], where: str) -> dict[str, int]:
             (COLUMNS_OF_PATHS.index(word), place) for place, word in enumerate(words) if word in COLUMNS_OF_PATHS
         )[1]
     }
-    for role, known in (("label", _LABELS), ("frames", _FRAMES), ("split", _SPLITS)):
+    columns = {"label": _LABELS, "frames": _FRAMES, "split": _SPLITS, "start": _STARTS, "end": _ENDS}
+    for role, known in columns.items():
         found = [place for place, word in enumerate(words) if word in known]
         if len(found) > 1:
-            columns = " and ".join(repr(header[place]) for place in found)
-            raise InputError(f"{where}: the columns {columns} may both be the {role}; delete all but one")
+            both = " and ".join(repr(header[place]) for place in found)
+            raise InputError(f"{where}: the columns {both} may both be the {role}; delete all but one")
         if found:
             roles[role] = found[0]
-    known_words = {*COLUMNS_OF_PATHS, *_LABELS, *_FRAMES, *_SPLITS, *_OF_NO_MATTER}
+    for one, other_one in (("start", "end"), ("end", "start")):
+        if one in roles and other_one not in roles:
+            raise InputError(
+                f"{where}: a column {header[roles[one]]!r} without one for the {other_one} of the parts: name both, in "
+                "seconds, or delete it"
+            )
+    known_words = {*COLUMNS_OF_PATHS, *_OF_NO_MATTER, *(word for known in columns.values() for word in known)}
+    known_words |= _OF_SEGMENTS if "start" in roles else set()
     other = [shown(cell) for cell, word in zip(header, words, strict=True) if word not in known_words]
     if other and set(words) != _DIVING48:
         raise InputError(
-            f"{where}: cannot use the columns {', '.join(other[:10])}: whole videos are read, so cut the parts out "
-            "that are meant, or delete the columns where they do not matter"
+            f"{where}: cannot use the columns {', '.join(other[:10])}: parts of videos have a start and an end in "
+            "seconds; delete the columns where they do not matter"
         )
     return roles
 
@@ -233,7 +287,7 @@ def _from_table(
     header: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]], source: Source, where: str
 ) -> list[Columns]:
     roles = _roles(header, where)
-    starts = [place for place, word in enumerate(header) if _plain(word) == "start_frame"]
+    starts = [place for place, word in enumerate(header) if _plain(word) == "start_frame" and "start" not in roles]
     found, splits = [], set()
     for where, cells in rows:
         if [cell.strip("\"'") for cell in cells] == list(header):
@@ -241,13 +295,17 @@ def _from_table(
         if len(cells) != len(header):
             raise InputError(f"{where}: {len(cells)} columns where the first line names {len(header)}")
         if any(cells[place] != "0" for place in starts):
-            raise InputError(f"{where}: a part of a video that starts at frame {cells[starts[0]]}; cut it out first")
+            raise InputError(
+                f"{where}: a part of a video that starts at frame {cells[starts[0]]}; give its start and end in seconds"
+            )
         if "split" in roles:
             splits.add(cells[roles["split"]])
             if source.split is not None and cells[roles["split"]] != source.split:
                 continue
         extra = [cells[roles["frames"]]] if "frames" in roles else []
-        found.append(Columns(where, cells[roles["path"]], extra, cells[roles["label"]] or None, counted=True))
+        times = (cells[roles["start"]], cells[roles["end"]]) if "start" in roles else None
+        label = (cells[roles["label"]] or None) if "label" in roles else None
+        found.append(Columns(where, cells[roles["path"]], extra, label, counted=True, times=times))
     if "split" not in roles:
         _refuse_split(source)
     elif source.split is None and len(splits) > 1:
@@ -289,6 +347,7 @@ def _json_objects(text: str, path: Path) -> list[tuple[str, object]] | None:
 def _from_objects(objects: list[tuple[str, object]], source: Source) -> list[Columns]:
     if not objects:
         return []
+    objects = [(where, with_start_and_end(entry, where)) for where, entry in objects]
     where, first = objects[0]
     header = list(first) if isinstance(first, dict) else []
     if not _is_header(header):

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from m2clip.data.segment import Segment
+
 
 @dataclass(frozen=True, slots=True)
 class ShardSample:
@@ -39,6 +41,7 @@ class VideoItem:
         pattern: name of the images with the frame number from 1, e.g. "img_{:05d}.jpg"; None finds it out.
         sample: where its frames are stored, if it is read from a pack; `path` then is that of the packed video, below
             the folder that all videos of the pack had in common.
+        segment: the part of the video that is meant, None for all of it. Two segments of a file are two items.
     """
 
     path: Path
@@ -46,6 +49,12 @@ class VideoItem:
     num_frames: int | None = None
     pattern: str | None = None
     sample: ShardSample | None = None
+    segment: Segment | None = None
+
+    @property
+    def name(self) -> str:
+        """What tells the item from the others of a list, for people: its path and, of a part, its seconds."""
+        return str(self.path) if self.segment is None else f"{self.path} {self.segment}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +66,7 @@ class Row:
     label: int
     num_frames: int | None = None
     sample: ShardSample | None = None
+    segment: Segment | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from m2clip.data.lists.annotations import Annotations, load_annotations
 from m2clip.data.lists.class_files import class_table
-from m2clip.data.lists.lines import list_line
+from m2clip.data.lists.lines import list_text
 from m2clip.data.packs.frames import subset_text
 from m2clip.errors import InputError
 from m2clip.files.disk import write_text
@@ -105,15 +105,18 @@ def write_list(annotations: Annotations, path: Path) -> WrittenList:
         InputError: no class names, or files and folders mixed.
     """
     names = _names(annotations)
-    folders = {item.num_frames is not None for item in annotations.items}
+    items = annotations.items
+    folders = {item.num_frames is not None for item in items}
     if len(folders) > 1:
         raise InputError(f"{annotations.source}: holds both video files and folders of frames; one list cannot")
-    lines = []
-    packed = any(item.sample is not None for item in annotations.items)
-    for item in () if packed else annotations.items:
-        lines.append(f"{list_line(str(item.path.absolute()), item.num_frames, item.label)}\n")
+    packed = any(item.sample is not None for item in items)
+    if not packed and len({item.segment is None for item in items}) > 1:
+        raise InputError(f"{annotations.source}: holds both whole videos and parts of videos; one list cannot")
     classes = path.with_name(f"{path.stem}_classes.csv")
-    content = subset_text(annotations.items) if packed else "".join(lines)
+    if packed:
+        content = subset_text(items)
+    else:
+        content = list_text((str(item.path.absolute()), item.num_frames, item.segment, item.label) for item in items)
     for file, text in ((classes, class_table(names)), (path, content)):
         write_text(text, file)
     return WrittenList(path, "auto" if packed else "frames" if True in folders else "list", classes)

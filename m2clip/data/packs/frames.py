@@ -23,6 +23,7 @@ import numpy as np
 from m2clip.data.lists.formats import ClassLookup
 from m2clip.data.lists.rows import Parsed, Row, ShardSample, Source, VideoItem
 from m2clip.data.lists.text_files import read_json
+from m2clip.data.segment import Segment
 from m2clip.data.video.base import Video, VideoError
 from m2clip.errors import InputError
 from m2clip.files.disk import check_regular, open_regular, parse_json, seal, unseal
@@ -286,7 +287,14 @@ def _row(folder: Path, kind: str, shard: str, sample: dict[str, Any]) -> tuple[i
         sample["crc32"],
         sample["every_frame"],
     )
-    return position, Row(where, Path(sample["path"]), sample["label"], sample=stored)
+    segment = None if "segment" not in sample else _segment(sample["segment"])
+    return position, Row(where, Path(sample["path"]), sample["label"], sample=stored, segment=segment)
+
+
+def _segment(value: Any) -> Segment:
+    if not isinstance(value, list) or len(value) != 2 or not all(type(number) in (int, float) for number in value):
+        raise TypeError("a sample's segment is not what it should be")
+    return Segment(*map(float, value))
 
 
 def sample_key(position: int) -> str:

@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from m2clip.data.lists.annotations import Annotations, list_hash
+from m2clip.data.lists.annotations import Annotations, VideoItem, list_hash
 from m2clip.data.lists.label_sets import class_table
 from m2clip.data.packs.frames import FORMAT, VERSION, is_pack, load_manifest
 from m2clip.data.packs.samples import Entry, Part, write_part
@@ -91,7 +91,9 @@ def plan(annotations: Annotations, settings: PackSettings) -> list[Part]:
     absolute = [os.path.abspath(item.path) for item in annotations.items]
     common = os.path.commonpath([os.path.dirname(path) for path in absolute])
     paths = [PurePosixPath(Path(os.path.relpath(path, common)).as_posix()) for path in absolute]
-    files = _video_files(paths) if settings.kind == "videos" else [""] * len(paths)
+    files = [""] * len(paths)
+    if settings.kind == "videos":
+        files = _video_files([_part_path(path, item) for path, item in zip(paths, annotations.items, strict=True)])
     names = annotations.class_names
     entries = [
         Entry(position, item, str(path), names[item.label] if names else None, file)
@@ -101,6 +103,11 @@ def plan(annotations: Annotations, settings: PackSettings) -> list[Part]:
     size = settings.shard_videos
     chunks = [entries[start : start + size] for start in range(0, len(entries), size)]
     return [Part(f"shard-{number:06d}", tuple(chunk)) for number, chunk in enumerate(chunks)]
+
+
+def _part_path(path: PurePosixPath, item: VideoItem) -> PurePosixPath:
+    """The path of a part of a video, as if it were a file of its own."""
+    return path if item.segment is None else path.with_name(f"{path.stem}_{item.segment.tag}{path.suffix or '.mp4'}")
 
 
 def _video_files(paths: Sequence[PurePosixPath]) -> list[str]:

@@ -89,7 +89,8 @@ def _write_shard(folder: Path, part: Part, settings: PackSettings) -> dict[str, 
 
 
 def _identity(entry: Entry) -> dict[str, Any]:
-    return {"position": entry.position, "path": entry.path, "label": entry.item.label}
+    segment = {} if entry.item.segment is None else {"segment": list(entry.item.segment)}
+    return {"position": entry.position, "path": entry.path, "label": entry.item.label, **segment}
 
 
 def _failure(entry: Entry, error: VideoError) -> dict[str, Any]:
@@ -104,6 +105,7 @@ def _sample(entry: Entry, settings: PackSettings) -> tuple[int, bool, bytes]:
             "label": entry.item.label,
             "class": entry.class_name,
             "path": entry.path,
+            **({} if entry.item.segment is None else {"segment": list(entry.item.segment)}),
             "fps": None if math.isnan(video.fps) else video.fps,
             "num_frames": video.num_frames,
             "frames": indices,
@@ -142,7 +144,7 @@ def _jpeg(frame: Tensor, quality: int) -> bytes:
 
 def _open(item: VideoItem, settings: PackSettings) -> Video:
     opener = open_isolated if settings.isolate else open_video
-    return opener(item.path, settings.reader, pattern=item.pattern, num_frames=item.num_frames)
+    return opener(item.path, settings.reader, pattern=item.pattern, num_frames=item.num_frames, segment=item.segment)
 
 
 def _frames(video: Video, indices: Sequence[int], short_side: int, even: bool = False) -> Iterator[Tensor]:

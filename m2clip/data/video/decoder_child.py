@@ -12,7 +12,7 @@ video in full, so that a child knows nothing which is lost with it:
      "indices": [...]}                                  -> {"seconds": [...] or null}
     {"do": "close"}                                     -> no reply
 
-Whatever goes wrong is answered with {"error": one line, "kind": "video" or "input"}.
+Whatever goes wrong is answered with {"error": one line, "kind": "video", "segment" or "input"}.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from m2clip.data.video.readers import Video, VideoError, open_video
+from m2clip.data.video.readers import SegmentError, Video, VideoError, open_video
 from m2clip.errors import InputError
 
 LENGTH = struct.Struct("<I")
@@ -90,7 +90,7 @@ class _Server:
                     yield {"index": index, "shape": list(data.shape), "colours": colours}, data.data.cast("B")
                 yield {"done": True}, None
         except VideoError as error:
-            yield {"error": str(error), "kind": "video"}, None
+            yield {"error": str(error), "kind": "segment" if isinstance(error, SegmentError) else "video"}, None
         except InputError as error:
             yield {"error": str(error), "kind": "input"}, None
         except Exception as error:

@@ -26,7 +26,7 @@ import numpy as np
 
 from m2clip.data.video.base import MAX_PIXELS, TOGETHER, Video, VideoError, collect
 from m2clip.data.video.decoder_child import LENGTH
-from m2clip.data.video.readers import check_reader
+from m2clip.data.video.readers import SegmentError, check_reader
 from m2clip.errors import InputError
 
 # The child imports the decoders; on a busy machine that takes its time.
@@ -66,6 +66,7 @@ def open_isolated(
     *,
     pattern: str | None = None,
     num_frames: int | None = None,
+    segment: Sequence[float] | None = None,
     limits: DecoderLimits = DEFAULT_LIMITS,
 ) -> Video:
     """Open a video for reading frames by index, decoded in this thread's child process; use it in a `with` block.
@@ -75,6 +76,7 @@ def open_isolated(
         reader: as for `m2clip.data.video.readers.open_video`.
         pattern: as for `m2clip.data.video.readers.open_video`.
         num_frames: as for `m2clip.data.video.readers.open_video`.
+        segment: as for `m2clip.data.video.readers.open_video`.
         limits: what opening the video, and reading from it, may cost.
 
     Raises:
@@ -87,7 +89,7 @@ def open_isolated(
         if process is not None:
             process.close()
         process = _own.process = DecoderProcess(limits)
-    video: Video = process.open(path, reader, pattern=pattern, num_frames=num_frames)
+    video: Video = process.open(path, reader, pattern=pattern, num_frames=num_frames, segment=segment)
     return video
 
 
@@ -133,10 +135,23 @@ class DecoderProcess:
         _processes.add(self)
 
     def open(
-        self, path: str | Path, reader: str = "auto", *, pattern: str | None = None, num_frames: int | None = None
+        self,
+        path: str | Path,
+        reader: str = "auto",
+        *,
+        pattern: str | None = None,
+        num_frames: int | None = None,
+        segment: Sequence[float] | None = None,
     ) -> IsolatedVideo:
         """Open a video; arguments and errors as for `open_isolated`."""
-        named = {"path": str(path), "reader": reader, "pattern": pattern, "num_frames": num_frames}
+        named: dict[str, Any] = {
+            "path": str(path),
+            "reader": reader,
+            "pattern": pattern,
+            "num_frames": num_frames,
+        }
+        if segment is not None:
+            named["segment"] = list(segment)
         return IsolatedVideo(self, named)
 
     @property
@@ -170,7 +185,8 @@ class DecoderProcess:
             self._give_up(named, end)
         if "error" in reply:
             message = str(reply["error"])
-            raise InputError(message) if reply.get("kind") == "input" else VideoError(message)
+            kinds: dict[Any, type[InputError]] = {"input": InputError, "segment": SegmentError}
+            raise kinds.get(reply.get("kind"), VideoError)(message)
         return reply
 
     def _frames(self, named: dict[str, Any], indices: list[int]) -> Iterator[tuple[int, np.ndarray]]:

@@ -21,7 +21,7 @@ TIMED = frozenset(["mov", "mp4", "matroska", "webm"])
 # Containers for transmission: their times are sound unless something was lost, and they are sought by position.
 STREAMED = frozenset(["mpegts", "mpeg"])
 # More packets than any decoder holds back.
-_DELAY = 64
+DELAY = 64
 
 
 class NumberedFrames:
@@ -82,7 +82,7 @@ class NumberedFrames:
             context.open(strict=False)
         needed = self._needed(wanted) if wanted else set()
         number = -1 if key is None else None
-        last = max(wanted) + _DELAY if wanted else math.inf
+        last = max(wanted) + DELAY if wanted else math.inf
         with self._packets() as packets:
             for packet in packets:
                 if packet.size:

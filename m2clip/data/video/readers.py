@@ -9,19 +9,31 @@ are converted and kept.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from m2clip.data.segment import Segment
 from m2clip.data.video.base import MAX_FRAMES, Video, VideoError, check_file, is_folder
 from m2clip.data.video.display import is_quarter_turn
 from m2clip.data.video.frame_folder import FrameFolder, check_pattern
 from m2clip.data.video.pictures import IMAGE_SUFFIXES, is_webp
 from m2clip.data.video.pyav import PyAVVideo
+from m2clip.data.video.segment import SegmentError, SegmentVideo
 from m2clip.data.video.webp import WebPVideo
 from m2clip.errors import InputError
 
-__all__ = ["IMAGE_SUFFIXES", "READERS", "PyAVVideo", "Video", "VideoError", "check_reader", "open_video"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "READERS",
+    "PyAVVideo",
+    "SegmentError",
+    "Video",
+    "VideoError",
+    "check_reader",
+    "open_video",
+]
 
 READERS = ("auto", "decord", "pyav", "torchcodec", "frames", "frames:NAME")
 
@@ -44,7 +56,12 @@ def of_frames(reader: str) -> str:
 
 
 def open_video(
-    path: str | Path, reader: str = "auto", *, pattern: str | None = None, num_frames: int | None = None
+    path: str | Path,
+    reader: str = "auto",
+    *,
+    pattern: str | None = None,
+    num_frames: int | None = None,
+    segment: Sequence[float] | None = None,
 ) -> Video:
     """Open a video for reading frames by index; use it in a `with` block.
 
@@ -58,13 +75,21 @@ def open_video(
             ("img_{:05d}.jpg"). Where there are none, and by default, the names are recognised, and the images have the
             order of their numbers; optical flow, small pictures for display and hidden files beside them are left out.
         num_frames: for a folder: the number of its images; default: all.
+        segment: start and end in seconds of the part whose frames are meant, as in `m2clip.data.segment.Segment`; it is
+            sought by PyAV, whatever the reader.
 
     Raises:
-        VideoError: the file is missing, empty, truncated, no video, without frames, ...: one line.
+        VideoError: the file is missing, empty, truncated, no video, without frames, ..., or the segment is not in it:
+            one line.
         InputError: unknown reader, or its library is not installed.
     """
     path = Path(path)
     check_reader(reader)
+    if segment is not None:
+        part = Segment(*segment)
+        if part.problem is not None:
+            raise SegmentError(f"{path}: {part.problem}")
+        return SegmentVideo(path, part, partial(open_video, path, reader, pattern=pattern, num_frames=num_frames))
     if is_folder(path) or reader.startswith("frames") or pattern is not None or num_frames is not None:
         return FrameFolder(path, pattern, num_frames, reader.partition(":")[2] or None)
     if is_webp(check_file(path)):
