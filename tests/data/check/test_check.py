@@ -109,7 +109,14 @@ def test_every_kind_of_problem(videos: Path, originals: Path) -> None:
         ("mislabelled", "2.mp4"),
         ("duplicate", "2.mp4"),
     }
-    assert report.counts == {"missing": 1, "unreadable": 1, "damaged": 1, "duplicate": 4, "mislabelled": 4}
+    assert report.counts == {
+        "missing": 1,
+        "unreadable": 1,
+        "damaged": 1,
+        "segment": 0,
+        "duplicate": 4,
+        "mislabelled": 4,
+    }
     by_name = {(problem.kind, Path(problem.path).name): problem for problem in report.problems}
     assert by_name["duplicate", "copy.mp4"].message == (
         f"the same content as {videos}/run/1.mp4, at {path}, line 2".replace(str(videos), str(videos))
