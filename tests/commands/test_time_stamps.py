@@ -141,7 +141,7 @@ def test_segments_are_scored(capfd: pytest.CaptureFixture[str], scored: Path, tm
         (("--segments", "true.json"), "--segments needs --window"),
         (("--list", "a.txt", "--window", 1), "--window is for --segments"),
         (("--segments", "absent.json", "--window", 1), "No such file"),
-        (("--segments", "run/adapter_config.json", "--window", 1), "run/adapter_config.json, line 1: expected"),
+        (("--segments", "run/adapter_config.json", "--window", 1), "run/adapter_config.json: JSON of no known list"),
         (("--segments", "true.json", "--window", 1, "--split", "nothing"), "holds the splits test, val, not 'nothing'"),
         (("--segments", "true.json", "--window", 1, "--on-error", "raise"), "lost"),
         (("--segments", "true.json", "--window", 1, "--split", "test"), "none of the 1 videos could be read"),

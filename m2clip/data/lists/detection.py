@@ -57,9 +57,11 @@ def _json_format(text: str, path: Path) -> str | None:
     start = text.lstrip()[:1]
     if start not in ("[", "{"):
         return None
+    by_line = start == "{"
     try:
-        value = parse_json(text if start == "[" else next(numbered_lines(text))[1], path)
+        value = parse_json(next(numbered_lines(text))[1] if by_line else text, path)
     except InputError:
+        by_line = False
         try:
             value = parse_json(text, path)
         except InputError:
@@ -76,6 +78,10 @@ def _json_format(text: str, path: Path) -> str | None:
         return "activitynet"
     if "annotations" in entry or {"subset", "url"} <= set(entry):
         return "kinetics"
+    if isinstance(value, dict) and not by_line:
+        raise InputError(
+            f'{path}: JSON of no known list; expected {{"path": "v.mp4", "label": "jump"}} in each line, or a list of them'
+        )
     return "list"
 
 
