@@ -80,7 +80,7 @@ def _json_format(text: str, path: Path) -> str | None:
         return "kinetics"
     if isinstance(value, dict) and not by_line:
         raise InputError(
-            f'{path}: JSON of no known list; expected {{"path": "v.mp4", "label": "jump"}} in each line, or a list of them'
+            f'{path}: JSON of no known list; expected {{"path": "v.mp4", "label": "jump"}} in each line, or a list'
         )
     return "list"
 
