@@ -28,6 +28,7 @@ from m2clip.train.checks import check_flip, check_loss, check_schedule
 from m2clip.train.imbalance import check_balance, class_weights
 from m2clip.train.log import RunLog
 from m2clip.train.optim import SCHEDULES, build_optimizer
+from m2clip.train.resuming import accept_changes
 from m2clip.train.setup import (
     LossModule,
     batches_per_epoch,
@@ -192,7 +193,7 @@ class _Trainer:
             self.folder.mkdir(parents=True, exist_ok=True)
             remove_partial_files(self.folder)
         if checkpoint is not None:
-            self.restore(checkpoint)
+            self.restore(checkpoint, say)
             say(f"{self.folder}: going on after step {self.progress.step} of {total_steps}")
             if line := run_state.other_kernels(checkpoint.state, kernels):
                 say(line)
@@ -219,16 +220,18 @@ class _Trainer:
         for doubt in filter(None, doubts):
             self.log.warn(doubt)
         # Last of all, because building and importing may draw numbers too. Processes draw different dropout masks.
-        if checkpoint is not None:
-            run_state.set_rng_state(checkpoint.state["rng"][distributed.rank()])
+        if checkpoint is not None and len(states := checkpoint.state["rng"]) == processes:
+            run_state.set_rng_state(states[distributed.rank()])
         else:
-            seed_everything(mix_seeds(config.seed, distributed.rank()))
+            seed_everything(mix_seeds(config.seed, distributed.rank(), *([self.progress.step] if checkpoint else [])))
 
-    def restore(self, checkpoint: run_state.Checkpoint) -> None:
+    def restore(self, checkpoint: run_state.Checkpoint, say: Callable[[str], None]) -> None:
         saved = complete_identity(checkpoint.state["identity"])
         if self.config.model.init is not None and self.model.started_from is None:  # it is gone
             self.identity["model.init"] = saved["model.init"]
         saved.setdefault("frozen weights", self.identity["frozen weights"])  # which earlier runs did not note
+        for line in accept_changes(saved, self.identity, checkpoint.progress, self.config.episodes.train):
+            say(f"{self.folder}: {line}")
         check_same(saved, self.identity, self.folder)
         run_state.restore_tensors(self.model, self.optimizer, checkpoint.tensors)
         self.average.load(checkpoint.tensors)
