@@ -119,7 +119,7 @@ def reference_gradients(
 
 
 def full_precision(x: Tensor) -> AbstractContextManager[object]:
-    """Autocast off, for what is in the right dtypes already."""
+    """Autocast off, which would round products of fp32 tensors, for what is in the right dtypes already."""
     device = x.device.type
     on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     return torch.autocast(device, enabled=False) if on else nullcontext()
@@ -200,14 +200,13 @@ class Operator:
     def run(self, *arguments: Any) -> tuple[Tensor, list[Tensor]]:
         """The operator: the output, and what the backward pass takes, if it is kept."""
         *own, backend, keep = arguments
-        with _on_device_of(own[0]):
+        with _on_device_of(own[0]), full_precision(own[0]):
             output, *saved = self.forward(implementation(self.name, backend), *own, keep)
         return output, saved if keep else []
 
     def run_backward(self, slope: Tensor, *arguments: Any) -> list[Tensor]:
         """The operator of the backward pass."""
         *own, backend, saved, needs = arguments
-        # The pass may be started under autocast, which would round products of fp32 tensors.
         with _on_device_of(own[0]), full_precision(slope):
             return self.backward(implementation(self.name, backend), slope, saved, needs, *own)
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ..operands import in_layout_of
 from .bottleneck_kernels import bottleneck_backward_kernel, bottleneck_kernel, hidden_gradient_kernel, hidden_kernel
-from .device import architecture, config_or_rule, precision, shared_memory
-from .projection import Blocks, ProjectionConfig, config_of, launch_options, project, project_and_sum
+from .device import architecture, config_or_rule, shared_memory
+from .projection import Blocks, ProjectionConfig, config_of, factors, launch_options, project, project_and_sum
 
 
 class BottleneckConfig(NamedTuple):
@@ -38,27 +38,20 @@ def block_width(width: int) -> int:
 def bottleneck_config(width: int, dtype: torch.dtype, architecture: int) -> BottleneckConfig:
     """The static rule: one launch where its time is the memory's, and its values stay in registers.
 
-    At 1.5 to 3 KB a token and R = 128 the tensor cores need less time than the memory; at R = 256 they need more.
+    At 1.5 to 3 KB a token and R = 128 the tensor cores need less time than the memory; at R = 256 they need more. They
+    do not multiply fp32.
     """
-    block = block_width(width)
-    if dtype == torch.float32:
-        return BottleneckConfig(32, 32, 2, 4) if block <= 64 else TWO_LAUNCHES
-    if block > 128:
-        return TWO_LAUNCHES
-    return BottleneckConfig(128, 64, 3, 8)
+    return TWO_LAUNCHES if dtype == torch.float32 or block_width(width) > 128 else BottleneckConfig(128, 64, 3, 8)
 
 
 def bottleneck_candidates(width: int, dtype: torch.dtype, architecture: int) -> list[BottleneckConfig]:
     """What a tuner may try, the static rule's first."""
     rule, block = bottleneck_config(width, dtype, architecture), block_width(width)
-    if dtype == torch.float32:
-        others = [BottleneckConfig(16, 32, 2, 4), BottleneckConfig(32, 64, 2, 4)] if block <= 64 else []
-    elif block <= 128:
-        others = [BottleneckConfig(64, 64, stages, 4) for stages in (3, 4)]
-        others += [BottleneckConfig(128, 64, 3, 4)] if block <= 64 else []
-        others += [BottleneckConfig(128, 64, 4, 8), BottleneckConfig(128, 128, 2, 8), TWO_LAUNCHES]
-    else:
-        others = []
+    if rule == TWO_LAUNCHES:
+        return [rule]
+    others = [BottleneckConfig(64, 64, stages, 4) for stages in (3, 4)]
+    others += [BottleneckConfig(128, 64, 3, 4)] if block <= 64 else []
+    others += [BottleneckConfig(128, 64, 4, 8), BottleneckConfig(128, 128, 2, 8), TWO_LAUNCHES]
     limit = shared_memory(architecture)
     pipelines = {other: other.stages * (other.rows + block) * other.columns * dtype.itemsize for other in others}
     return [rule, *(other for other, pipeline in pipelines.items() if pipeline <= limit)]
@@ -87,15 +80,14 @@ def forward(
         g = x.new_empty(rows, width)
         tiles = config_of(width, dim, x)
         hidden_kernel[_programs(rows, width, tiles),](
-            x,
-            down,
+            *factors(x, down.t()),
             down_bias,
             h if keep else None,
             g,
             rows,
             (width, dim),
             KIND=activation,
-            **launch_options(width, dim, x.dtype, tiles),
+            **launch_options(width, dim, tiles),
         )
         return project(g, up.t(), x if residual else None, (up_bias, None), False, scale), h
     y = torch.empty_like(x)
@@ -112,7 +104,7 @@ def forward(
         scale,
         KIND=activation,
         RESIDUAL=residual,
-        **one_launch_options(width, dim, x.dtype, config),
+        **one_launch_options(width, dim, config),
     )
     return y, h
 
@@ -156,7 +148,7 @@ def backward(
             scale,
             KIND=activation,
             RESIDUAL=residual,
-            **one_launch_options(width, dim, x.dtype, config),
+            **one_launch_options(width, dim, config),
         )
         if need_w:
             dh_sum, dy_sum = sums.sum(dim=0).split([width, dim])
@@ -164,15 +156,14 @@ def backward(
         tiles, dh = config_of(width, dim, dy), x.new_empty(rows, width)
         sums = _partial_sums(triton.cdiv(rows, tiles.rows), width, dy, need_w)
         hidden_gradient_kernel[_programs(rows, width, tiles),](
-            dy,
-            up,
+            *factors(dy, up),
             h,
             (dh, g, sums) if need_w else (dh, None, None),
             rows,
             (dim, width),
             scale,
             KIND=activation,
-            **launch_options(width, dim, x.dtype, tiles),
+            **launch_options(width, dim, tiles),
         )
         if need_x and need_w and residual:
             dx, dy_sums = project_and_sum(dh, down, dy)
@@ -189,11 +180,11 @@ def backward(
     return dx, [in_layout_of(tensor, gradient) for tensor, gradient in zip(weights, gradients, strict=True)]
 
 
-def one_launch_options(width: int, dim: int, dtype: torch.dtype, config: BottleneckConfig) -> dict[str, Any]:
+def one_launch_options(width: int, dim: int, config: BottleneckConfig) -> dict[str, Any]:
     """The constant that both kernels of one launch share, and the launch's own."""
     block = block_width(width)
     even = width == block, dim % config.columns == 0
-    blocks = Blocks(precision(dtype), *even, config.rows, block, config.columns)
+    blocks = Blocks(*even, config.rows, block, config.columns)
     return {"BLOCKS": blocks, "num_stages": config.stages, "num_warps": config.warps}
 
 

@@ -82,7 +82,7 @@ def hidden_gradient(b_dg, column, i_m, p_h, written, sizes, scale, KIND: tl.cons
 
 @triton.jit(do_not_specialize=["rows"])
 def hidden_kernel(
-    p_x,  # (M, D), as all tensors of two dimensions contiguous
+    p_x,  # (M, D), as all tensors of two dimensions contiguous; with p_down factors as in product
     p_down,  # (R, D)
     p_bias,  # (R,)
     p_h,  # (M, R), or None
@@ -101,7 +101,7 @@ def hidden_kernel(
 
 @triton.jit(do_not_specialize=["rows"])
 def hidden_gradient_kernel(
-    p_dy,  # (M, D), as all tensors of two dimensions contiguous
+    p_dy,  # (M, D), as all tensors of two dimensions contiguous; with p_up factors as in product
     p_up,  # (D, R)
     p_h,  # (M, R)
     written,  # as in hidden_gradient
@@ -138,7 +138,7 @@ def expand(b_a, p_b, strides, i_m, p_out, added, sizes, scale, RESIDUAL: tl.cons
             b_b = tl.load(p_tile_b)
         else:
             b_b = tl.load(p_tile_b, mask=(o_r < width)[:, None] & (o_d < dim)[None, :], other=0.0)
-        b_out = tl.dot(b_a, b_b, input_precision=BLOCKS.PRECISION)
+        b_out = tl.dot(b_a, b_b)
         if p_bias is not None:
             b_out = (b_out + tl.load(p_bias + o_d, mask=o_d < dim, other=0.0).to(tl.float32)[None, :]) * scale
         if RESIDUAL or p_sums is not None:

@@ -54,13 +54,14 @@ def _adapter(shape: Shape, device: torch.device, random: Callable[..., Tensor]) 
         a, b = random(frames, shape.tokens, depth), random(depth, columns)
         run = partial(_project, a, b, random(frames, shape.tokens, columns))
         yield _candidates("projection", projection.projection_candidates, (columns, depth, dtype, capability), run)
-    inputs = x, branches, geometry, True
-    if 2 * width <= one_pass.WIDEST_NARROW:
+    inputs, plans = (x, branches, geometry, True), ted.plans(branches, geometry, dtype)
+    if "narrow" in plans:
         run = partial(one_pass.forward_narrow, *inputs)
         yield _candidates("one_pass_narrow", one_pass.narrow_candidates, (width, 2 * width, dtype, capability), run)
-    run = partial(one_pass.forward_wide, *inputs)
-    yield _candidates("one_pass_wide", one_pass.wide_candidates, (width, dtype, capability), run)
-    rule, *others = (ted.Plan(name) for name in ted.plans(branches, geometry, dtype))
+    if "wide" in plans:
+        run = partial(one_pass.forward_wide, *inputs)
+        yield _candidates("one_pass_wide", one_pass.wide_candidates, (width, dtype, capability), run)
+    rule, *others = map(ted.Plan, plans)
     asked = ted.plan_question(branches, dtype, capability)
     yield KernelCandidates("ted_adapter_plan", asked, rule, others, lambda plan: ted.forward(*inputs, False, plan.name))
 

@@ -36,9 +36,3 @@ def config_or_rule(kernel: str, rule: Config, device: torch.device, *arguments: 
     """The configuration measured on this model of GPU for a kernel and its static rule's arguments, else the rule's."""
     found = store.known_of(device).config(kernel, *arguments)
     return rule if found is None else type(rule)(*found)
-
-
-def precision(dtype: torch.dtype) -> str:
-    """How products of fp32 are computed: as torch's own, by what the user has set for them."""
-    allowed = dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
-    return "tf32" if allowed else "ieee"

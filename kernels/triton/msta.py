@@ -18,7 +18,15 @@ from ..operands import MSTAWeights, TimeLayout, in_layout_of
 from .bottleneck_kernels import hidden_kernel
 from .device import architecture, config_or_rule
 from .msta_kernels import slope_kernel, time_backward_kernel, time_kernel, up_kernel
-from .projection import ProjectionConfig, config_of, launch_options, project, projection_candidates, projection_config
+from .projection import (
+    ProjectionConfig,
+    config_of,
+    factors,
+    launch_options,
+    project,
+    projection_candidates,
+    projection_config,
+)
 
 MOST_SUMS = 256  # rows of partial sums at most, which bounds their memory at any batch size
 
@@ -178,7 +186,14 @@ def projected(a: Tensor, weight: Tensor, bias: Tensor, config: ProjectionConfig 
     out = a.new_empty(*a.shape[:-1], width)
     rows, config = out.numel() // width, config or config_of(width, depth, a)
     hidden_kernel[triton.cdiv(rows, config.rows) * triton.cdiv(width, config.columns),](
-        a, weight, bias, None, out, rows, (width, depth), KIND="relu", **launch_options(width, depth, a.dtype, config)
+        *factors(a, weight.t()),
+        bias,
+        None,
+        out,
+        rows,
+        (width, depth),
+        KIND="relu",
+        **launch_options(width, depth, config),
     )
     return out
 
@@ -196,8 +211,8 @@ def up_beside_convolution(
     y, config = torch.empty_like(base), config or up_config_of(dim, width, h)
     number = y.numel() // dim
     up_kernel[triton.cdiv(number, config.rows) * triton.cdiv(dim, config.columns),](
+        *factors(h, weights.up_weight.t()),
         h,
-        weights.up_weight,
         y,
         (weights.up_bias, weights.conv_weight, weights.conv_bias, base),
         number,
@@ -208,7 +223,7 @@ def up_beside_convolution(
         scale,
         SPREAD=dim // width,
         LEAD=rows.lead,
-        **launch_options(dim, width, h.dtype, config),
+        **launch_options(dim, width, config),
     )
     return y
 
@@ -278,8 +293,7 @@ def _through_relu(
     blocks = triton.cdiv(rows, config.rows)
     sums = torch.empty(blocks if need_sums else 0, width, dtype=torch.float32, device=dy.device)
     slope_kernel[blocks * triton.cdiv(width, config.columns),](
-        dy,
-        weight,
+        *factors(dy, weight),
         h,
         slope,
         sums if need_sums else None,
@@ -287,7 +301,7 @@ def _through_relu(
         (depth, width),
         scale,
         ADD=add,
-        **launch_options(width, depth, dy.dtype, config),
+        **launch_options(width, depth, config),
     )
     return sums.sum(dim=0)
 

@@ -59,8 +59,9 @@ def finish_up(b_sum, column, i_m, p_h, p_y, added, rows, sizes, scale, SPREAD: t
 
 @triton.jit(do_not_specialize=["rows", "clip_rows", "frames", "frame_step"])
 def up_kernel(
-    p_h,  # (N, d), as all tensors of two dimensions contiguous
+    p_a,  # h (N, d), as all tensors of two dimensions contiguous; with p_up factors as in product
     p_up,  # (D, d)
+    p_h,
     p_y,  # (N, D)
     added,  # up_bias (D,), taps (D, 3), conv_bias (D,), base (N, D)
     rows,
@@ -76,7 +77,7 @@ def up_kernel(
     """y = base + scale * (h Vᵀ + a + conv(h)), the convolution beside the up-projection."""
     columns, width = shape
     i_m, i_n = tile(rows, columns, BLOCKS)
-    b_sum = product(p_h, p_up, i_m, i_n, (rows, columns, width), (1, width), BLOCKS)
+    b_sum = product(p_a, p_up, i_m, i_n, (rows, columns, width), (1, width), BLOCKS)
     sizes = columns, width, clip_rows, frames, frame_step
     finish_up(b_sum, i_n * BLOCKS.N, i_m, p_h, p_y, added, rows, sizes, scale, SPREAD, LEAD)
 
@@ -104,7 +105,7 @@ def finish_slope(b_sum, column, i_m, p_h, p_slope, p_sums, sizes, scale, ADD: tl
 
 @triton.jit(do_not_specialize=["rows"])
 def slope_kernel(
-    p_dy,  # (N, K), as all tensors of two dimensions contiguous
+    p_dy,  # (N, K), as all tensors of two dimensions contiguous; with p_weight factors as in product
     p_weight,  # (K, R)
     p_h,  # (N, R), after its ReLU
     p_slope,  # (N, R), read only with ADD

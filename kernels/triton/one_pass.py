@@ -1,4 +1,7 @@
-"""The forward pass of the TED-Adapter in one launch: launches of one_pass_kernels.py and their configurations."""
+"""The forward pass of the TED-Adapter in one launch: launches of one_pass_kernels.py and their configurations.
+
+For 16-bit tokens, which tensor cores multiply.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import triton
 from torch import Tensor
 
 from ..operands import Branches, Geometry
-from .device import architecture, config_or_rule, precision, shared_memory
+from .device import architecture, config_or_rule, shared_memory
 from .mixer import MixerConfig, prepared
 from .one_pass_kernels import one_pass_narrow_kernel, one_pass_wide_kernel
 from .projection import Blocks
@@ -50,8 +53,6 @@ def block_of(width: int) -> int:
 
 def narrow_config(width: int, columns: int, dtype: torch.dtype, architecture: int) -> NarrowConfig:
     """The static rule for R channels a branch in C columns: 128 rows to each pass over the weights, if u and h fit."""
-    if dtype == torch.float32:
-        return NarrowConfig(64, 32, 32, 2, 8)
     if width > 64 or columns > 128:
         return NarrowConfig(64, 64, 32, 2, 8)
     return NarrowConfig(128, 64, 64, 3 if shared_memory(architecture) > 99 * 1024 else 2, 8)
@@ -67,8 +68,6 @@ def narrow_candidates(width: int, columns: int, dtype: torch.dtype, architecture
 def wide_config(width: int, dtype: torch.dtype, architecture: int) -> WideConfig:
     """The static rule for R channels of a branch: the projections' tiles, and the mixer's in as many warps."""
     channels = min(32, triton.next_power_of_2(width))
-    if dtype == torch.float32:
-        return WideConfig(64, 64, 32, 2, 8, 32, channels)
     return WideConfig(128, 128, 64, 3 if shared_memory(architecture) > 99 * 1024 else 2, 8, 64, channels)
 
 
@@ -112,7 +111,7 @@ def forward_narrow(
         dim,
         RESIDUAL=residual,
         LAYOUT=mixer.layout(h),
-        DOWN=Blocks(precision(x.dtype), block == columns, dim % config.depth == 0, config.rows, block, config.depth),
+        DOWN=Blocks(block == columns, dim % config.depth == 0, config.rows, block, config.depth),
         BLOCK_N=config.columns,
         BLOCK_R=block_of(mixer.width),
         num_stages=config.stages,
@@ -164,8 +163,8 @@ def forward_wide(
         dim,
         RESIDUAL=residual,
         LAYOUT=mixer.layout(h),
-        DOWN=Blocks(precision(x.dtype), even_c, even_d, *blocks),
-        UP=Blocks(precision(x.dtype), even_d, even_c, *blocks),
+        DOWN=Blocks(even_c, even_d, *blocks),
+        UP=Blocks(even_d, even_c, *blocks),
         BLOCK_P=config.tokens,
         BLOCK_C=config.channels,
         ADJACENT=_ADJACENT,

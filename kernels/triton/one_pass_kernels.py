@@ -156,9 +156,9 @@ def one_pass_narrow_kernel(
             o_n = n + tl.arange(0, BLOCK_N)
             m_up = m_r[:, None] & (o_n < dim)[None, :]
             p_tile = up[0] + (o_r[:, None] + o_n[None, :] * COLUMNS)
-            b_y = tl.dot(b_te, tl.load(p_tile, mask=m_up, other=0.0), input_precision=DOWN.PRECISION)
+            b_y = tl.dot(b_te, tl.load(p_tile, mask=m_up, other=0.0))
             if APART:
-                b_y = tl.dot(b_td, tl.load(p_tile + WIDTH, mask=m_up, other=0.0), b_y, input_precision=DOWN.PRECISION)
+                b_y = tl.dot(b_td, tl.load(p_tile + WIDTH, mask=m_up, other=0.0), b_y)
             finish_projection(b_y, n, i_m, p_y + o_clip * dim, added, (rows, dim, tokens), 1.0, LAYOUT.CLASS)
 
 

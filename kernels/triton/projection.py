@@ -2,6 +2,9 @@
 
 Up-projections add x and a bias that the class token's rows have of their own; on the way back dx = dy + dh W adds dy,
 and sums it over all rows while it is there: that is the gradient of the up-projection's bias.
+
+Factors of fp32 are no work for tensor cores: PyTorch multiplies them, as precisely as its user wants it, and a kernel
+finishes the product that it finds in memory.
 """
 
 from __future__ import annotations
@@ -13,13 +16,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .device import architecture, config_or_rule, precision, shared_memory
+from ..operands import as_rows
+from .device import architecture, config_or_rule, shared_memory
 
 Biases = tuple[Tensor | None, Tensor | None]  # of every row, and of patch rows besides
 
 
 class ProjectionConfig(NamedTuple):
-    """Tile of a program, tiles of rows that share their weights in the cache, pipeline stages, warps."""
+    """Tile of a program, tiles of rows that share their weights in the cache, pipeline stages, warps.
+
+    In fp32, where nothing is left to multiply, rows, columns and warps decide.
+    """
 
     rows: int
     columns: int
@@ -37,12 +44,12 @@ def projection_config(columns: int, depth: int, dtype: torch.dtype, architecture
     """The static rule: tiles whose pipeline leaves room for a second program on GPUs with 227 KB of shared memory.
 
     Depths of this operation are short, some ten steps, and the residual makes a program's end long: two programs an SM
-    work while the other one begins or ends. 64 values of depth are 128 bytes, a full line of swizzled shared memory.
+    work while the other one begins or ends. 64 values of depth are 128 bytes, a full line of swizzled shared memory,
+    as 32 values of a finished product of fp32 are.
     """
-    narrow = columns <= 64
     if dtype == torch.float32:
-        return ProjectionConfig(64, 32 if columns <= 32 else 64, 32, 8, 2, 4)
-    if narrow:
+        return ProjectionConfig(64, 32, 1, 1, 1, 4)
+    if columns <= 64:
         return ProjectionConfig(128, 64 if columns > 32 else 32, 64, 8, 3, 4)
     config = ProjectionConfig(128, 128, 64, 8, 3, 8)
     return config if config.pipeline(dtype) <= shared_memory(architecture) else config._replace(stages=2)
@@ -52,7 +59,7 @@ def projection_candidates(columns: int, depth: int, dtype: torch.dtype, architec
     """What a tuner may try, the static rule's first: wider and taller tiles, fewer warps, longer pipelines."""
     rule = projection_config(columns, depth, dtype, architecture)
     if dtype == torch.float32:
-        others = [rule._replace(rows=32), rule._replace(depth=16), rule._replace(stages=3)]
+        others = [rule._replace(rows=32), rule._replace(columns=64), rule._replace(rows=128, warps=8)]
     elif columns <= 64:
         others = [rule._replace(rows=64), rule._replace(stages=4), rule._replace(rows=256, warps=8)]
     else:
@@ -76,10 +83,9 @@ PIECE = tl.constexpr(64)
 
 
 class Blocks(NamedTuple):
-    """Constants of a product: how fp32 is multiplied, whether blocks fill all columns and all of the depth, the blocks
-    of rows, columns and depth, and how many blocks of rows share their weights in the cache."""
+    """Constants of a product: whether blocks fill all columns and all of the depth, the blocks of rows, columns and
+    depth, and how many blocks of rows share their weights in the cache."""
 
-    PRECISION: str
     EVEN_N: bool
     EVEN_K: bool
     M: int
@@ -101,34 +107,40 @@ def tile(rows, columns, BLOCKS: tl.constexpr):
 
 @triton.jit
 def product(p_a, p_b, i_m, i_n, sizes, strides, BLOCKS: tl.constexpr):
-    """[M, N] of a @ b in fp32; past the last row it is repeated, past the last column there are zeros.
+    """[M, N] of a @ b in fp32; what is past the last row is not used, past the last column there are zeros.
 
-    a is (rows, depth) and contiguous, b (depth, columns) and of these strides; sizes are rows, columns, depth.
+    a is (rows, depth) and contiguous, b (depth, columns) and of these strides; sizes are rows, columns, depth. Where b
+    is None, a is the product itself.
     """
     rows, columns, depth = sizes
     stride_bk, stride_bn = strides
     BLOCK_M: tl.constexpr = BLOCKS.M
     BLOCK_N: tl.constexpr = BLOCKS.N
     BLOCK_K: tl.constexpr = BLOCKS.K
-    first = i_m * BLOCK_M
-    o_m = tl.minimum(tl.arange(0, BLOCK_M), rows - 1 - first)
-    o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    o_k = tl.arange(0, BLOCK_K)
-    p_tile_a = p_a + first.to(tl.int64) * depth + (o_m[:, None] * depth + o_k[None, :])
-    p_tile_b = p_b + o_k[:, None] * stride_bk + o_n[None, :] * stride_bn
-    b_sum = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
-    for k in range(0, depth, BLOCK_K):
-        if BLOCKS.EVEN_K:
-            b_a = tl.load(p_tile_a)
-        else:
-            b_a = tl.load(p_tile_a, mask=(o_k < depth - k)[None, :], other=0.0)
-        if BLOCKS.EVEN_K and BLOCKS.EVEN_N:
-            b_b = tl.load(p_tile_b)
-        else:
-            b_b = tl.load(p_tile_b, mask=(o_k < depth - k)[:, None] & (o_n < columns)[None, :], other=0.0)
-        b_sum = tl.dot(b_a, b_b, b_sum, input_precision=BLOCKS.PRECISION)
-        p_tile_a += BLOCK_K
-        p_tile_b += BLOCK_K * stride_bk
+    if p_b is None:
+        o_first, o_tile, m_tile, _ = place(i_m, i_n * BLOCK_N, rows, columns, BLOCK_M, BLOCK_N)
+        b_sum = tl.load(p_a + o_first + o_tile, mask=m_tile, other=0.0)
+    else:
+        tl.static_assert(p_a.dtype.element_ty != tl.float32, "tensor cores would cut fp32 to tf32")
+        first = i_m * BLOCK_M
+        o_m = tl.minimum(tl.arange(0, BLOCK_M), rows - 1 - first)
+        o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
+        o_k = tl.arange(0, BLOCK_K)
+        p_tile_a = p_a + first.to(tl.int64) * depth + (o_m[:, None] * depth + o_k[None, :])
+        p_tile_b = p_b + o_k[:, None] * stride_bk + o_n[None, :] * stride_bn
+        b_sum = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
+        for k in range(0, depth, BLOCK_K):
+            if BLOCKS.EVEN_K:
+                b_a = tl.load(p_tile_a)
+            else:
+                b_a = tl.load(p_tile_a, mask=(o_k < depth - k)[None, :], other=0.0)
+            if BLOCKS.EVEN_K and BLOCKS.EVEN_N:
+                b_b = tl.load(p_tile_b)
+            else:
+                b_b = tl.load(p_tile_b, mask=(o_k < depth - k)[:, None] & (o_n < columns)[None, :], other=0.0)
+            b_sum = tl.dot(b_a, b_b, b_sum)
+            p_tile_a += BLOCK_K
+            p_tile_b += BLOCK_K * stride_bk
     return b_sum
 
 
@@ -192,8 +204,8 @@ def finish_projection(b_sum, column, i_m, p_out, added, sizes, scale, CLASS: tl.
 
 @triton.jit(do_not_specialize=["rows", "tokens"])
 def projection_kernel(
-    p_a,  # (M, K), contiguous
-    p_b,  # (K, N), of these strides
+    p_a,  # factors as in product
+    p_b,
     p_out,  # (M, N), contiguous as the residual
     added,  # as in finish_projection
     rows,
@@ -261,8 +273,7 @@ def _launch(
     if rows == 0:
         return out, partial
     projection_kernel[blocks * triton.cdiv(columns, config.columns),](
-        a,
-        b,
+        *factors(a, b),
         out,
         (residual, bias, patch_bias, partial if sums else None),
         rows,
@@ -271,9 +282,14 @@ def _launch(
         b.stride(),
         scale,
         CLASS=class_token,
-        **launch_options(columns, depth, a.dtype, config),
+        **launch_options(columns, depth, config),
     )
     return out, partial
+
+
+def factors(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor | None]:
+    """What `product` takes of a (..., K), contiguous, and b (K, N), any strides."""
+    return (as_rows(a) @ b, None) if a.dtype == torch.float32 else (a, b)
 
 
 def config_of(columns: int, depth: int, a: Tensor) -> ProjectionConfig:
@@ -282,8 +298,8 @@ def config_of(columns: int, depth: int, a: Tensor) -> ProjectionConfig:
     return config_or_rule("projection", projection_config(*question), a.device, *question)
 
 
-def launch_options(columns: int, depth: int, dtype: torch.dtype, config: ProjectionConfig) -> dict[str, Any]:
+def launch_options(columns: int, depth: int, config: ProjectionConfig) -> dict[str, Any]:
     """The constants of `product` and `tile`, and the launch's own."""
     even = columns % config.columns == 0, depth % config.depth == 0
-    blocks = Blocks(precision(dtype), *even, config.rows, config.columns, config.depth, config.group)
+    blocks = Blocks(*even, config.rows, config.columns, config.depth, config.group)
     return {"BLOCKS": blocks, "num_stages": config.stages, "num_warps": config.warps}

@@ -38,14 +38,16 @@ def plans(branches: Branches, geometry: Geometry, dtype: torch.dtype) -> list[st
     """The plans that can run the forward pass, the static rule's first.
 
     Bytes decide: one launch reads x from memory once where a launch for each step reads it twice, and of the tokens of
-    an adapter with few columns little else is read. In fp32 products take longer than memory whatever their width, and
-    in a wide adapter, too.
+    an adapter with few columns little else is read. In a wide adapter products take longer than memory, and in fp32,
+    where PyTorch makes them, whatever the width.
     """
+    if dtype.itemsize > 2:
+        return ["launches"]
     columns = sum(part[0].shape[0] for part in branches.projections())
     usual = ["launches", "wide"]
     if columns > WIDEST_NARROW:
         return usual
-    return ["narrow", *usual] if columns <= _NARROW and dtype.itemsize == 2 else [*usual, "narrow"]
+    return ["narrow", *usual] if columns <= _NARROW else [*usual, "narrow"]
 
 
 def forward(

@@ -19,7 +19,7 @@ from .. import records
 from ..torch_private import constant_to_compilers
 
 FOLDER = "M2CLIP_TUNED"  # names another folder for the JSON files
-FORMAT = 1
+FORMAT = 2
 LEAST_CAPABILITY = (8, 0)
 
 

@@ -17,7 +17,7 @@ from tests.compiled.compiling import SHARED_MEMORY, TYPES, compiled, fits, spill
 
 DIM = 768
 TENSORS = (
-    *("p_h", "p_dh", "p_u", "p_up", "p_taps", "p_bias", "p_base", "p_y"),
+    *("p_a", "p_h", "p_dh", "p_u", "p_up", "p_taps", "p_bias", "p_base", "p_y"),
     *("p_dy", "p_weight", "p_slope"),
 )
 every_architecture = pytest.mark.parametrize("architecture", SHARED_MEMORY)
@@ -30,22 +30,27 @@ def kernel(
     function: Any, architecture: int, dtype: torch.dtype, constants: dict[str, Any], stream: torch.dtype | None = None
 ) -> Any:
     value, base = (f"*{TYPES[kind]}" for kind in (dtype, stream or dtype))
-    types = dict.fromkeys(TENSORS, value) | {"p_sums": "*fp32", "scale": "fp32", "p_base": base, "p_y": base}
+    types: dict[str, Any] = dict.fromkeys(TENSORS, value) | {
+        "p_sums": "*fp32",
+        "scale": "fp32",
+        "p_base": base,
+        "p_y": base,
+    }
     types |= {"added": (*[f"{value}:16"] * 3, f"{base}:16"), "shape": ("i32:16", "i32:16")}
+    if dtype == torch.float32:  # products are finished
+        types |= {"p_up": None, "p_weight": None}
     return compiled(function, architecture, types, {}, [*TENSORS, "p_sums", "columns", "channels"], **constants)
 
 
 def up(architecture: int, dtype: torch.dtype, width: int, lead: int = 1, config: ProjectionConfig | None = None) -> Any:
     config = config or up_config(DIM, width, dtype, architecture)
-    options = projection.launch_options(DIM, width, dtype, config)
+    options = projection.launch_options(DIM, width, config)
     return kernel(msta_kernels.up_kernel, architecture, dtype, {"SPREAD": DIM // width, "LEAD": lead, **options})
 
 
 def slope(architecture: int, dtype: torch.dtype, width: int, add: bool) -> Any:
     depth = DIM if add else width
-    options = projection.launch_options(
-        width, depth, dtype, projection.projection_config(width, depth, dtype, architecture)
-    )
+    options = projection.launch_options(width, depth, projection.projection_config(width, depth, dtype, architecture))
     return kernel(msta_kernels.slope_kernel, architecture, dtype, {"ADD": add, **options})
 
 
@@ -85,7 +90,7 @@ def test_odd_widths_and_other_spreads(tmp_path: Path) -> None:
 
 def test_a_stream_of_higher_precision(tmp_path: Path) -> None:
     for architecture in (80, 90):
-        options = projection.launch_options(DIM, 256, torch.bfloat16, up_config(DIM, 256, torch.bfloat16, architecture))
+        options = projection.launch_options(DIM, 256, up_config(DIM, 256, torch.bfloat16, architecture))
         constants = {"SPREAD": 3, "LEAD": 1, **options}
         found = kernel(msta_kernels.up_kernel, architecture, torch.bfloat16, constants, torch.float32)
         assert fits(found, architecture) and spilled(found, tmp_path) == 0

@@ -14,7 +14,7 @@ from m2clip.kernels.triton.projection import Blocks
 from m2clip.kernels.triton.tiles import Layout
 from tests.compiled.compiling import SHARED_MEMORY, TYPES, compiled, fits, spilled
 
-TARGETS = [*((architecture, torch.bfloat16) for architecture in SHARED_MEMORY), (120, torch.float32)]
+TARGETS = [(architecture, torch.bfloat16) for architecture in SHARED_MEMORY]
 
 
 def compile_tile(
@@ -36,12 +36,12 @@ def compile_tile(
 def narrow(width: int, config: Any, shared: bool, architecture: int, dtype: torch.dtype) -> Any:
     columns = block_of(width if shared else 2 * width)
     blocks = {"BLOCK_N": config.columns, "BLOCK_R": block_of(width)}
-    blocks["DOWN"] = Blocks("ieee", True, True, config.rows, columns, config.depth)
+    blocks["DOWN"] = Blocks(True, True, config.rows, columns, config.depth)
     return compile_tile(one_pass_narrow_kernel, width, config, shared, architecture, dtype, **blocks)
 
 
 def wide(config: Any, shared: bool, architecture: int, dtype: torch.dtype) -> Any:
-    product = Blocks("ieee", True, True, config.rows, config.columns, config.depth)
+    product = Blocks(True, True, config.rows, config.columns, config.depth)
     blocks = {"DOWN": product, "UP": product, "BLOCK_P": config.tokens, "BLOCK_C": config.channels, "ADJACENT": 2}
     return compile_tile(one_pass_wide_kernel, 384, config, shared, architecture, dtype, **blocks)
 

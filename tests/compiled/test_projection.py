@@ -32,13 +32,14 @@ def project(
     given, transposed = switches
     value = f"*{TYPES[dtype]}:16"
     kinds = zip((value, value, value, "*fp32:16"), given, strict=True)
-    types = dict.fromkeys(("p_a", "p_b", "p_out"), value) | {
+    types = dict.fromkeys(("p_a", "p_out"), value) | {
+        "p_b": None if dtype == torch.float32 else value,  # None: the product is finished
         "added": tuple(kind if there else None for kind, there in kinds),
         "shape": ("i32:16", "i32:16"),
         "strides": (1, "i32:16") if transposed else ("i32:16", 1),
         "scale": "fp32",
     }
-    options = projection.launch_options(columns, depth, dtype, config)
+    options = projection.launch_options(columns, depth, config)
     return compiled(projection.projection_kernel, architecture, types, {"CLASS": switches is UP}, **options)
 
 

@@ -28,10 +28,9 @@ def memory_that_is_not_zero() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize("launches", [1, 2])
+@pytest.mark.parametrize(("launches", "dtype"), [(1, torch.float16), (2, torch.float16), (2, torch.float32)], ids=str)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize(("shape", "width"), SHAPES, ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_triton_is_as_exact_as_eager(activation, shape, width, dtype, launches, monkeypatch):
     config = ONE_LAUNCH if launches == 1 else bottleneck.TWO_LAUNCHES
     monkeypatch.setattr(bottleneck, "bottleneck_config", lambda *_: config)
@@ -48,23 +47,25 @@ def test_the_static_rule(dtype, width):
 
 
 @pytest.mark.parametrize("width", [40, 120])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_every_candidate_gives_the_same(width, dtype):
-    x, *weights, dy = (tensor.float() for tensor in inputs((70, 72), width))
+def test_every_candidate_gives_the_same(width):
+    x, *weights, dy = (tensor.half() for tensor in inputs((70, 72), width))
     options = weights, "gelu", 0.5, True
     expected = bottleneck.forward(x, *options, True, bottleneck.TWO_LAUNCHES)
     gradients = bottleneck.backward(dy, x, expected[1], *options, True, True, bottleneck.TWO_LAUNCHES)
-    for config in dict.fromkeys(bottleneck.bottleneck_candidates(width, dtype, 90)):
+    configs = bottleneck.bottleneck_candidates(width, torch.float16, 90)
+    assert len(set(configs)) == len(configs) > 4
+    assert bottleneck.bottleneck_candidates(width, torch.float32, 90) == [bottleneck.TWO_LAUNCHES]
+    for config in configs:
         found = bottleneck.forward(x, *options, True, config)
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-3)
         dx, others = bottleneck.backward(dy, x, found[1], *options, True, True, config)
-        torch.testing.assert_close([dx, *others], [gradients[0], *gradients[1]], rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close([dx, *others], [gradients[0], *gradients[1]], rtol=2e-3, atol=5e-2)
 
 
 @pytest.mark.parametrize("config", [ONE_LAUNCH, bottleneck.TWO_LAUNCHES], ids=["one", "two"])
 @pytest.mark.parametrize("residual", [True, False])
 def test_what_is_not_needed_changes_nothing(config, residual):
-    x, *weights, dy = (tensor.float() for tensor in inputs((40, 24), 20))
+    x, *weights, dy = (tensor.half() for tensor in inputs((40, 24), 20))
     options = weights, "quick_gelu", 0.5, residual
     y, h = bottleneck.forward(x, *options, True, config)
     alone, nothing = bottleneck.forward(x, *options, False, config)
@@ -79,7 +80,7 @@ def test_what_is_not_needed_changes_nothing(config, residual):
 
 @pytest.mark.parametrize("config", [ONE_LAUNCH, bottleneck.TWO_LAUNCHES], ids=["one", "two"])
 def test_bits_do_not_depend_on_the_run(config):
-    x, *weights, dy = (tensor.float() for tensor in inputs((90, 40), 36))
+    x, *weights, dy = (tensor.half() for tensor in inputs((90, 40), 36))
 
     def once() -> list[torch.Tensor]:
         y, h = bottleneck.forward(x, weights, "gelu", 0.5, True, True, config)

@@ -18,7 +18,8 @@ from m2clip.kernels.tuning.store import Measurements
 from tests.kernels.test_native_ted import case
 
 CPU = torch.device("cpu")
-SHAPE = Shape(32, 16, 2, (2, 2), 1, torch.float32, classes=5)
+SHAPE = Shape(32, 16, 2, (2, 2), 1, torch.float16, classes=5)
+ONE_LAUNCH = {"one_pass_narrow", "one_pass_wide"}  # kernels for 16 bits
 
 
 @pytest.fixture(autouse=True)
@@ -29,19 +30,21 @@ def folder(tmp_path, monkeypatch):
     store.forget()
 
 
-def test_everything_that_is_timed_runs_with_all_its_candidates(monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_everything_that_is_timed_runs_with_all_its_candidates(dtype, monkeypatch):
     monkeypatch.setattr(measure, "ROUNDS", 1)
     monkeypatch.setattr(losses, "MANY", 32)
     monkeypatch.setattr(triton_candidates, "FEATURES", 40)
     seen = set()
-    for kernel in kernel_candidates(SHAPE, CPU):
+    for kernel in kernel_candidates(SHAPE._replace(dtype=dtype), CPU):
         config, choice = measure.best_config(kernel, CPU)
         assert not choice.failed, choice
         assert config in {kernel.rule, *kernel.others}
         assert len(choice.seconds) == len({kernel.rule, *kernel.others})
         seen.add(kernel.kernel)
     assert seen == {
-        *("mixer", "projection", "one_pass_narrow", "one_pass_wide", "ted_adapter_plan", "bottleneck", "bias_gelu"),
+        *(ONE_LAUNCH if dtype == torch.float16 else ()),
+        *("mixer", "projection", "ted_adapter_plan", "bottleneck", "bias_gelu"),
         *("msta_up", "msta_time", "loss", "loss_gradient"),
     }
 
@@ -53,13 +56,13 @@ def test_a_kept_plan_is_taken(monkeypatch):
         run = getattr(ted, name)
         monkeypatch.setattr(ted, name, lambda *args, plan=plan, run=run: (taken.append(plan), run(*args))[1])
     run = case(2, (3, 3), "both", 1)
-    y = run(torch.float32, "triton")[0]
+    y = run(torch.float16, "triton")[0]
     plans = next(each for each in kernel_candidates(SHAPE, CPU) if each.kernel == "ted_adapter_plan")
     width = 2 * 19  # of the case
     store.save("cpu", Measurements(configs={store.key("ted_adapter_plan", width, *plans.arguments[1:]): ["wide"]}))
-    again = run(torch.float32, "triton")[0]
-    assert taken == ["launches", "wide"]
-    assert (y - again).abs().max() < 1e-5
+    again = run(torch.float16, "triton")[0]
+    assert taken == ["narrow", "wide"]
+    assert (y - again).abs().max() < 1e-2
 
 
 def test_a_kept_tile_is_taken():
@@ -74,7 +77,7 @@ def test_a_kept_tile_is_taken():
 
 
 def test_kept_tiles_of_msta_are_taken():
-    problem, width, dtype = msta((4, 5, 32), 16, TimeLayout(2)), 16, torch.float32
+    problem, width, dtype = msta((4, 5, 32), 16, TimeLayout(2)), 16, torch.float16
     leaves = problem.placed(dtype)
     before = problem.results(leaves, "triton")
     asked = [kernel for kernel in kernel_candidates(SHAPE, CPU) if kernel.kernel.startswith("msta")]
@@ -85,4 +88,4 @@ def test_kept_tiles_of_msta_are_taken():
         assert triton_msta.time_config_of(spread, leaves["x"]) == kept["msta_time", spread]
     assert not any(each.others[0] == each.rule for each in asked)
     for ours, same in zip(problem.results(leaves, "triton"), before, strict=True):
-        torch.testing.assert_close(ours, same, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(ours, same, rtol=1e-3, atol=1e-2)

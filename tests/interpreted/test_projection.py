@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from m2clip.kernels.triton.device import precision
+from m2clip.kernels.triton import projection
 from m2clip.kernels.triton.projection import (
     Biases,
     ProjectionConfig,
@@ -15,14 +15,13 @@ from m2clip.kernels.triton.projection import (
     projection_candidates,
     projection_config,
 )
+from tests.gpu.workloads import SMALL
 from tests.kernels.proof import assert_as_exact
 
 SHAPES = (((1, 1, 8), 8), ((3, 5, 24), 16), ((2, 50, 70), 37), ((4, 33, 16), 130), ((0, 3, 8), 8))
-EVERY_CONFIG = dict.fromkeys(
-    config
-    for columns in (16, 64, 768)
+FP32_CONFIGS, FP16_CONFIGS = (
+    dict.fromkeys(config for columns in (16, 64, 768) for config in projection_candidates(columns, 768, dtype, 90))
     for dtype in (torch.float32, torch.float16)
-    for config in projection_candidates(columns, 768, dtype, 90)
 )
 
 
@@ -111,14 +110,16 @@ def test_sums_of_the_residual_are_those_of_all_rows(dtype):
     assert out.shape == (0, 70, 50) and sums.shape == (0, 50)
 
 
-@pytest.mark.parametrize("config", EVERY_CONFIG, ids=str)
+@pytest.mark.parametrize("config", [*FP32_CONFIGS, *FP16_CONFIGS], ids=str)
 def test_every_configuration_gives_the_same(config: ProjectionConfig):
-    a, b, residual = values(140, 40).float(), values(40, 150, seed=1).float(), values(140, 150, seed=2).float()
-    bias = values(150, seed=3).float()
-    expected = by_torch(a, b, residual, (bias, None), False, 0.5)
-    torch.testing.assert_close(project(a, b, residual, (bias, None), False, 0.5, config), expected)
+    dtype = torch.float32 if config in FP32_CONFIGS else torch.float16
+    shapes = (140, 40), (40, 150), (140, 150), (150,)
+    a, b, residual, bias = (values(*shape, seed=seed).to(dtype) for seed, shape in enumerate(shapes))
+    expected = by_torch(*(tensor.float() for tensor in (a, b, residual)), (bias.float(), None), False, 0.5)
+    torch.testing.assert_close(project(a, b, residual, (bias, None), False, 0.5, config), expected.to(dtype))
     out, sums = project_and_sum(a, b, residual, config)
-    torch.testing.assert_close((out, sums.sum(dim=0)), (a @ b + residual, residual.sum(dim=0)))
+    torch.testing.assert_close(out, (a.float() @ b.float() + residual).to(dtype))
+    torch.testing.assert_close(sums.sum(dim=0), residual.float().sum(dim=0))
 
 
 def test_a_bias_may_have_another_dtype():
@@ -128,16 +129,28 @@ def test_a_bias_may_have_another_dtype():
     torch.testing.assert_close(out, (a.double() @ weight.t().double() + bias).half())
 
 
-def test_fp32_products_are_as_precise_as_the_user_wants_torchs_to_be():
-    assert precision(torch.float32) == "ieee"
-    matmul = torch.backends.cuda.matmul
-    before = matmul.fp32_precision
-    try:
-        matmul.fp32_precision = "tf32"  # after which torch refuses to say what allow_tf32 is
-        assert precision(torch.float32) == "tf32"
-        assert precision(torch.bfloat16) == "ieee"
-    finally:
-        matmul.fp32_precision = before
+@pytest.mark.parametrize("op", ["ted_adapter", "bottleneck_adapter", "msta_adapter"])
+def test_fp32_products_are_pytorchs_whose_user_says_how_precise_they_are(op, monkeypatch):
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    dot, factors = InterpreterBuilder.create_dot, []
+
+    def noted(builder, a, *others):
+        factors.append(a.dtype.is_fp32())
+        return dot(builder, a, *others)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", noted)
+    work = SMALL[op]()
+    work.results(work.placed(torch.float32), "triton")
+    assert not factors
+    work.results(work.placed(torch.float16), "triton")
+    assert factors and not any(factors)
+
+
+def test_a_product_that_tensor_cores_would_cut_to_tf32_is_refused(monkeypatch):
+    monkeypatch.setattr(projection, "factors", lambda a, b: (a, b))
+    with pytest.raises(Exception, match="tensor cores would cut fp32 to tf32"):
+        project(values(4, 16).float(), values(16, 16).float(), None, None, False)
 
 
 def test_wide_tiles_are_never_larger_than_shared_memory():

@@ -21,11 +21,11 @@ from tests.kernels.test_native_ted import FRAMES, GRIDS, LAYOUTS, case, ted_weig
 
 # The interpreter is slow: long clips on small grids, large grids in short clips.
 SHAPES = [(frames, grid) for frames in FRAMES for grid in GRIDS if frames * grid[0] * grid[1] <= 400]
-PLANS = ("launches", "narrow", "wide")
+PLANS = {"launches": torch.float32, "narrow": torch.float16, "wide": torch.float16}  # one launch is for 16 bits
 
 
 def force(plan: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert plan in ted.plans(Branches.of(ted_weights(leaves("both"), "both"), torch.float32), ANY, torch.float32)
+    assert plan in ted.plans(Branches.of(ted_weights(leaves("both"), "both"), PLANS[plan]), ANY, PLANS[plan])
     monkeypatch.setattr(ted, "plans", lambda *_: [plan])
 
 
@@ -41,9 +41,9 @@ ANY = Geometry(2, (3, 3), True)
 def test_triton_is_as_exact_as_eager(frames, grid, layout, monkeypatch):
     turn = FRAMES.index(frames) + GRIDS.index(grid) + LAYOUTS.index(layout)  # the other options take turns
     options = {"prefix": (1, 0, 5)[turn // 2 % 3], "sequential": turn % 3 == 0, "strided": turn % 5 == 0}
-    force(PLANS[turn % 3], monkeypatch)
-    run = case(frames, grid, layout, 1, width=(19, 32)[turn % 4 // 2], **options)
-    dtype = (torch.float32, torch.float16)[turn % 2]
+    plan, dtype = [*PLANS.items(), ("launches", torch.float16)][turn % 4]
+    force(plan, monkeypatch)
+    run = case(frames, grid, layout, 1, width=(19, 32)[turn // 4 % 2], **options)
     assert_proven(run, dtype, "triton")
 
 
@@ -51,7 +51,7 @@ def test_triton_is_as_exact_as_eager(frames, grid, layout, monkeypatch):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_plan_on_several_clips(layout, plan, monkeypatch):
     force(plan, monkeypatch)
-    for prefix, dtype in ((1, torch.float16), (0, torch.float32), (5, torch.float32)):
+    for prefix, dtype in ((1, torch.float16), (0, PLANS[plan]), (5, PLANS[plan])):
         run = case(2, (5, 9), layout, 3, width=32, prefix=prefix)
         assert_proven(run, dtype, "triton")
 
@@ -60,7 +60,7 @@ def test_every_plan_on_several_clips(layout, plan, monkeypatch):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_class_tokens_that_are_left_out(layout, plan, monkeypatch):
     force(plan, monkeypatch)
-    dtype = (torch.float16, torch.float32)[LAYOUTS.index(layout) % 2]
+    dtype = (torch.float16, PLANS[plan])[LAYOUTS.index(layout) % 2]
     for sequential in {False, layout in ("both", "shared")}:
         run = cache(case(3, (3, 4), layout, 2, dim=24, sequential=sequential, patches_only=True))
         assert_proven(run, dtype, "triton")
@@ -85,7 +85,7 @@ def test_every_element_is_written_and_bits_repeat(layout, plan, monkeypatch):
     torch.use_deterministic_algorithms(True)
     try:
         assert torch.utils.deterministic.fill_uninitialized_memory
-        first, second = run(torch.float32, "triton"), run(torch.float32, "triton")
+        first, second = run(PLANS[plan], "triton"), run(PLANS[plan], "triton")
     finally:
         torch.use_deterministic_algorithms(False)
     assert all(tensor.isfinite().all() for tensor in first)
@@ -93,12 +93,12 @@ def test_every_element_is_written_and_bits_repeat(layout, plan, monkeypatch):
 
 
 def test_hidden_rows_are_the_same_whatever_the_plan():
-    branches = Branches.of(ted_weights(leaves("both"), "both"), torch.float32)
-    x, geometry = torch.randn(4, 10, 24), ANY
+    branches = Branches.of(ted_weights(leaves("both"), "both"), torch.float16)
+    x, geometry = torch.randn(4, 10, 24).half(), ANY
     kept = [ted.forward(x, branches, geometry, True, True, plan)[1] for plan in ted.plans(branches, geometry, x.dtype)]
     assert len(kept) == 3
     for h in kept:
-        torch.testing.assert_close(h, kept[0], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(h, kept[0], rtol=1e-3, atol=1e-3)
     assert ted.forward(x, branches, geometry, True, False)[1].numel() == 0
 
 
@@ -109,7 +109,7 @@ def test_plans_follow_the_width_and_the_dtype():
     assert first("both", 64, torch.bfloat16)[0] == "narrow"
     assert first("shared", 128, torch.float16)[0] == "narrow"
     assert first("both", 65, torch.bfloat16)[0] == "launches"
-    assert first("both", 64, torch.float32)[0] == "launches"
+    assert first("both", 64, torch.float32) == ["launches"]
     assert "narrow" not in first("both", 129, torch.bfloat16)
 
 
@@ -141,10 +141,11 @@ def test_tiles_change_the_order_of_sums_alone(layout):
 )
 def test_one_launch_prepares_all_weights(layout, numbers):
     """Launches of a forward pass in steps and in one, and of a backward pass: the start of each takes its time."""
-    branches = Branches.of(ted_weights(leaves(layout), layout), torch.float32)
-    x, geometry = torch.randn(4, 10, 24), ANY
+    branches = Branches.of(ted_weights(leaves(layout), layout), torch.float16)
+    x, geometry = torch.randn(4, 10, 24).half(), ANY
     steps, one = (
-        traffic.count(lambda plan=plan: ted.forward(x, branches, geometry, True, False, plan)) for plan in PLANS[:2]
+        traffic.count(lambda plan=plan: ted.forward(x, branches, geometry, True, False, plan))
+        for plan in ("launches", "narrow")
     )
     h = ted.forward(x, branches, geometry, True, True)[1]
     back = traffic.count(lambda: ted.backward(x, x, h, branches, geometry, True, True, True))
@@ -203,8 +204,8 @@ def test_only_what_is_needed_gets_a_gradient():
 
 
 def test_not_a_number_spreads_no_further_than_it_should(monkeypatch):
-    weights = ted_weights({name: leaf.float() for name, leaf in leaves("both", 12, 8).items()}, "both")
-    x = torch.randn(4, 26, 12)
+    weights = ted_weights({name: leaf.half() for name, leaf in leaves("both", 12, 8).items()}, "both")
+    x = torch.randn(4, 26, 12).half()
     x[3, 1] = torch.nan  # last frame, first patch
     expected = torch.zeros(4, 26, dtype=torch.bool)
     expected[2:, 1] = True  # temporal convolution
