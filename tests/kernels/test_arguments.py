@@ -213,7 +213,9 @@ class Three:
         return 3
 
 
-@pytest.mark.parametrize("three", [np.int64(3), np.uint8(3), np.array(3), torch.tensor(3), Three()], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    "three", [np.int64(3), np.uint8(3), np.array(3), torch.tensor(3), Three()], ids=lambda value: type(value).__name__
+)
 def test_what_python_takes_for_an_index_is_a_size(three: Any) -> None:
     assert type(check_count("n", three)) is int and check_count("n", three) == 3
     assert torch.equal(ted(BACKENDS[-1], num_frames=three), ted(BACKENDS[-1], num_frames=3))
