@@ -172,7 +172,7 @@ def test_weights_are_chosen_by_other_classes(videos: Path, whole: Path, tmp_path
     last = load_newest(folder / "checkpoints")
     assert last is not None
     is_last = all(torch.equal(last.tensors[f"model.{n}"], t) for n, t in model.trained_state_dict().items())
-    assert is_last == (scores[1] > scores[0])
+    assert is_last == (scores[1] >= scores[0])  # of equally good ones the later
 
 
 def test_choosing_by_test_videos_is_said(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -262,7 +262,7 @@ def test_a_plan_takes_the_place_of_the_backend_s_own_choice(judge, monkeypatch):
 
 def test_a_plan_that_refuses_some_addresses_takes_no_other_s_place(monkeypatch):
     monkeypatch.setattr(cuda_ted, "why_not_one_launch", lambda *_: None)
-    asked = call("ted_adapter", "both", 64, 64)
+    asked = call("ted_adapter", "both", 64, 64)._replace(dtype=torch.bfloat16)
     assert plans.plans_of(asked, "cuda", CPU) == ["launches", "one_launch"]
     assert plans.fallbacks(asked, "cuda", CPU) == ["launches"]
     assert plans.fallbacks(asked, "triton", CPU) == plans.plans_of(asked, "triton", CPU)
