@@ -77,6 +77,11 @@ class VideoModel(nn.Module):
     class_weights: Tensor | None = None  # (C,) factors on the loss of each class's videos, of mean 1 over the videos
 
     @property
+    def weighs_classes(self) -> bool:
+        """Whether any of its losses has the factors `class_weights`."""
+        return False
+
+    @property
     def loss_kernels(self) -> tuple[str, ...]:
         """The operations among the kernels that the loss takes, of features in fp32."""
         return ()

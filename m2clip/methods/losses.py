@@ -14,6 +14,7 @@ from torch import Tensor
 
 from m2clip.distributed import all_gather, all_gather_with_grad, world_size
 from m2clip.kernels import cosine_cross_entropy, soft_target_kl
+from m2clip.kernels.ops.losses import cosine_logits
 
 
 @dataclass
@@ -48,6 +49,11 @@ def classification_loss(
     return (class_weights[labels] * losses).mean()
 
 
+def is_plain(smoothing: float, class_weights: Tensor | None) -> bool:
+    """Whether a classification loss is plain cross-entropy, which has a kernel for cosines."""
+    return smoothing == 0 and class_weights is None
+
+
 def cosine_loss(
     video: Tensor,
     text: Tensor,
@@ -56,7 +62,7 @@ def cosine_loss(
     smoothing: float = 0.0,
     class_weights: Tensor | None = None,
 ) -> Tensor:
-    """:func:`classification_loss` of scaled cosines; plain cross-entropy has a kernel.
+    """:func:`classification_loss` of scaled cosines.
 
     Args:
         video: (B, D_vl).
@@ -66,11 +72,10 @@ def cosine_loss(
         smoothing: see there.
         class_weights: see there.
     """
-    if smoothing == 0 and class_weights is None:
+    if is_plain(smoothing, class_weights):
         return cosine_cross_entropy(video, text, labels, logit_scale)
     with torch.autocast(video.device.type, enabled=False):
-        logits = logit_scale * F.normalize(video, dim=-1) @ F.normalize(text, dim=-1).T
-        return classification_loss(logits, labels, smoothing, class_weights)
+        return classification_loss(cosine_logits(video, text, logit_scale), labels, smoothing, class_weights)
 
 
 def contrastive_loss(video: Tensor, text: Tensor, labels: Tensor, logit_scale: Tensor) -> Tensor:

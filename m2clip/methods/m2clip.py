@@ -14,7 +14,14 @@ from m2clip.distributed import rank, world_size
 from m2clip.errors import InputError
 from m2clip.methods.base import PLACEMENTS, VideoModel, layout_of, placed
 from m2clip.methods.heads import ClassificationHead, CrossModalWordHead, WordPredictionHead
-from m2clip.methods.losses import classification_loss, contrastive_loss, cosine_loss, sigmoid_loss, word_divisor
+from m2clip.methods.losses import (
+    classification_loss,
+    contrastive_loss,
+    cosine_loss,
+    is_plain,
+    sigmoid_loss,
+    word_divisor,
+)
 from m2clip.methods.options import check_choices, check_shares
 from m2clip.methods.results import LabelSet
 from m2clip.towers.block import layer_range
@@ -112,6 +119,8 @@ class M2CLIPOptions:
         if missing:
             raise InputError(f"head_weights names no weight for {missing[0]!r}")
         check_shares(self, "label_smoothing")
+        if self.label_smoothing and not {"cmc", "vc"} & set(self.heads):
+            raise InputError("label_smoothing is of the heads cmc and vc, and heads has neither: leave it out")
         if self.width < 1 or self.text_width < 1 or self.text_layers < 0:
             raise InputError("width and text_width must be at least 1, text_layers at least 0")
 
@@ -176,8 +185,14 @@ class M2CLIP(VideoModel):
 
     @property
     def loss_kernels(self) -> tuple[str, ...]:
-        kernels = {"contrastive": "soft_target_kl", "cmc": "cosine_cross_entropy"}
+        kernels = {"contrastive": "soft_target_kl"}
+        if is_plain(self.config.label_smoothing, self.class_weights):
+            kernels["cmc"] = "cosine_cross_entropy"
         return tuple(kernel for head, kernel in kernels.items() if head in self.config.heads)
+
+    @property
+    def weighs_classes(self) -> bool:
+        return not {"cmc", "vc"}.isdisjoint(self.config.heads)
 
     # ---- Eqs. 1-3: video to features ----
 

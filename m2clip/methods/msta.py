@@ -14,7 +14,7 @@ from m2clip.adapters import MSTAAdapter
 from m2clip.errors import InputError
 from m2clip.methods.base import VideoModel
 from m2clip.methods.descriptions import load_descriptions
-from m2clip.methods.losses import cosine_loss
+from m2clip.methods.losses import cosine_loss, is_plain
 from m2clip.methods.options import check_choices, check_shares
 from m2clip.methods.results import LabelSet
 from m2clip.towers.block import layer_range
@@ -112,8 +112,12 @@ class MSTA(VideoModel):
         self._described: Tensor | None = None
 
     @property
+    def weighs_classes(self) -> bool:
+        return True
+
+    @property
     def loss_kernels(self) -> tuple[str, ...]:
-        return ("cosine_cross_entropy",)
+        return ("cosine_cross_entropy",) if is_plain(self.config.label_smoothing, self.class_weights) else ()
 
     def encode(self, video: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         frame_features = at_least_fp32(self.visual.project(self.visual(video)))

@@ -25,6 +25,10 @@ class UnimodalModel(VideoModel):
     start it is frozen CLIP's, and nothing trains it to stay meaningful, because no loss looks at texts.
     """
 
+    @property
+    def weighs_classes(self) -> bool:
+        return True
+
     vc: ClassificationHead
 
     def __init__(

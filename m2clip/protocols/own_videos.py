@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from m2clip import distributed
 from m2clip.config import RunConfig, load_config
@@ -153,14 +154,15 @@ def _plan(
     first = [f"model.clip={REAL[0]}"] if not given & {"model.clip", "model.pretrained"} and is_kept(*REAL) else []
     config = load_config(auto.RECIPE, [*first, *overrides])
     annotations, names = training_list(config)
-    stem, blocks = open_vision(base_clip(config.model))
+    clip = base_clip(config.model)
+    stem, blocks = open_vision(clip)
     tower = auto.Tower(stem.num_prefix_tokens + math.prod(stem.grid), stem.width, len(blocks))
     processes = distributed.world_size()
     machine = auto.this_machine(device, processes)
     fields = auto.choose(config, given, len(annotations), names, machine, tower)
     config = load_config(auto.RECIPE, [*first, *_written(fields), *overrides])
     clips = clips_per_pass(config) * config.optim.accumulate * processes
-    per_clip = None if processes > 1 else seconds_per_clip(config, device)
+    per_clip = None if processes > 1 else seconds_per_clip(config, device, clip)
     if minutes is not None and per_clip is not None:
         fitting = auto.steps_in(60 * minutes, per_clip, clips, lists.counts["val"])
         if fitting < 1:
@@ -186,12 +188,13 @@ class _EnoughError(Exception):
     """The speed has been measured."""
 
 
-def seconds_per_clip(config: RunConfig, device: torch.device) -> float | None:
+def seconds_per_clip(config: RunConfig, device: torch.device, clip: nn.Module) -> float | None:
     """How long a clip of training takes, by the first steps of a run that is thrown away; None where it has one step.
 
     Args:
         config: the run.
         device: where to train.
+        clip: the run's CLIP, for this call alone, as its weights may be rounded.
 
     Raises:
         InputError: what the run itself would raise.
@@ -209,7 +212,7 @@ def seconds_per_clip(config: RunConfig, device: torch.device) -> float | None:
         short = deepcopy(config)
         short.output, short.data.val, short.checkpoint_every = f"{folder}/run", None, 0
         try:
-            trainer.run(short, device=device, quiet=True, on_step=on_step)
+            trainer.run(short, device=device, clip=clip, quiet=True, on_step=on_step)
         except _EnoughError:
             pass
         except Stopped as stop:

@@ -149,6 +149,8 @@ class _Trainer:
         if config.optim.precision != "fp32":
             self.model.set_precision(config.optim.precision)
         weights = class_weights(annotations, len(class_names), config.optim.class_weights)
+        if weights is not None and not self.model.weighs_classes:
+            raise InputError("optim.class_weights: no loss of this model has weights of classes; use data.balance")
         self.model.class_weights = None if weights is None else weights.to(device)
         self.model.train()
         kernels = prepare_kernels(self.model)

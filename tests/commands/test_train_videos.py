@@ -86,7 +86,7 @@ def test_a_folder_becomes_a_run(
 def test_minutes_decide_the_steps(
     videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("m2clip.protocols.own_videos.seconds_per_clip", lambda config, device: 0.2)
+    monkeypatch.setattr("m2clip.protocols.own_videos.seconds_per_clip", lambda config, device, clip: 0.2)
     output = tmp_path / "run"
     words = ("train", videos, "--output", output, "--data.num_frames", 2, "--data.workers", 0, "--minutes")
     assert "is too short: a step takes 1.6 seconds here" in one_line(call(capfd, *words, 0.1))

@@ -28,7 +28,7 @@ def listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     lines = [f"{tmp_path}/v/{number}.mp4,{('jump', 'run')[number % 2]}\n" for number in range(40)]
     (tmp_path / "list.csv").write_text("video,label\n" + "".join(lines))
     monkeypatch.setattr(train_lists, "_looked_at", lambda data, path, *rest: (load_annotations(path), None))
-    monkeypatch.setattr(own_videos, "seconds_per_clip", lambda config, device: 0.5)
+    monkeypatch.setattr(own_videos, "seconds_per_clip", lambda config, device, clip: 0.5)
     monkeypatch.setattr(own_videos.trainer, "run", lambda config, **options: Path(config.output))
     monkeypatch.setattr(own_videos, "base_clip", lambda model: bare_clip(model.clip))
     monkeypatch.setattr(own_videos, "is_kept", lambda name, tag: False)
@@ -86,5 +86,5 @@ def test_a_signal_while_the_speed_is_measured(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(own_videos.trainer, "run", stopped)
     with pytest.raises(Stopped, match=r"^stopped while the speed was measured; nothing is trained yet$") as stop:
-        seconds_per_clip(load_config("auto"), CPU)
+        seconds_per_clip(load_config("auto"), CPU, torch.nn.Identity())
     assert stop.value.exit_code == 143

@@ -112,6 +112,19 @@ def test_every_method_takes_both(method: str) -> None:
         parts(1.0, None)
 
 
+def test_kernels_are_prepared_for_losses_that_take_them() -> None:
+    def asked(smoothing: float, weights: torch.Tensor | None, method: str, **options: Any) -> tuple[str, ...]:
+        built = m2clip.create_model(method, build_clip(), CLASS_NAMES, 2, label_smoothing=smoothing, **options)
+        built.class_weights = weights
+        return built.loss_kernels
+
+    methods: dict[str, dict[str, Any]] = {"m2clip": {}, "msta": {"alpha": 0.0}}
+    for method, options in methods.items():
+        assert "cosine_cross_entropy" in asked(0.0, None, method, **options)
+        assert "cosine_cross_entropy" not in asked(0.1, None, method, **options)
+        assert "cosine_cross_entropy" not in asked(0.0, torch.ones(3), method, **options)
+
+
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_videos(tmp_path_factory.mktemp("videos"))
@@ -164,3 +177,12 @@ def test_what_cannot_go_together(videos: Path, tmp_path: Path, overrides: tuple[
         config = build_config(videos, tmp_path / "run", "model.options={}", *overrides)
         train.run(config, clip=build_clip(), device="cpu", quiet=True)
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_what_would_do_nothing_is_refused(videos: Path, tmp_path: Path) -> None:
+    options = "model.options={width: 8, text_width: 8, heads: [contrastive]}"
+    with pytest.raises(InputError, match="use data.balance"):
+        config = build_config(videos, tmp_path / "run", options, "optim.class_weights=sqrt")
+        train.run(config, clip=build_clip(), device="cpu", quiet=True)
+    with pytest.raises(InputError, match="heads has neither"):
+        m2clip.create_model("m2clip", build_clip(), CLASS_NAMES, 2, heads=("contrastive",), label_smoothing=0.1)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from os import fstat
 from pathlib import Path
 
+from m2clip.data.video.mp4_header import FIRST_BOXES
 from m2clip.errors import InputError
 from m2clip.files.disk import MOST_BYTES, open_regular
 
@@ -19,7 +20,7 @@ _TAR_MARK = slice(257, 262)
 _SIGNATURES: tuple[tuple[re.Pattern[bytes], str], ...] = tuple(
     (re.compile(pattern, re.DOTALL), kind)
     for pattern, kind in (
-        (rb"....(ftyp|moov|mdat|wide)", "a video (MP4 or MOV)"),
+        (b"....(" + b"|".join(FIRST_BOXES) + b")", "a video (MP4 or MOV)"),
         (rb"RIFF....AVI ", "a video (AVI)"),
         (rb"RIFF....WEBP", "a picture (WebP)"),
         (rb"\x1a\x45\xdf\xa3", "a video (WebM or Matroska)"),

@@ -22,6 +22,7 @@ from m2clip.data.video.base import MAX_PIXELS, check_size
 from m2clip.data.video.container import FORMATS, reason, video_streams
 from m2clip.data.video.display import Upright, displayed_size
 from m2clip.data.video.growing import open_growing
+from m2clip.data.video.mp4_header import FIRST_BOXES
 from m2clip.errors import InputError, LostSourceError
 
 if TYPE_CHECKING:
@@ -42,8 +43,7 @@ _WAITING = ("tcp", "http", "https")  # which send no faster than what they send 
 _FORMATS = ",".join((*FORMATS, "rtsp", "rtp", "sdp", "mpjpeg", "live_flv"))
 # Little is looked at before the first frame: a second, and a million bytes.
 _OPTIONS = {"analyzeduration": "1000000", "probesize": "1000000"}
-# What an mp4's first box is called. Its table of contents is written last.
-_MP4 = (b"ftyp", b"moov", b"mdat", b"wide")
+# Its table of contents is written last.
 _UNFINISHED = "; an mp4 is no video before its end: record mkv, ts or fragmented mp4"
 # Clocks differ: a sender's second may be so much longer than ours.
 _DRIFT = 1e-3
@@ -170,7 +170,7 @@ class LiveVideo:
         except (av.FFmpegError, ValueError) as error:
             if isinstance(error, av.error.ExitError):
                 raise InputError(f"{self.name}: nothing came for {self._timeout:g} s: is something sent?") from None
-            unfinished = getattr(opened, "start", b"")[4:] in _MP4
+            unfinished = getattr(opened, "start", b"")[4:] in FIRST_BOXES
             raise InputError(f"{self.name}: no readable video ({reason(error)}){_UNFINISHED * unfinished}") from None
 
     def _run(self) -> None:

@@ -6,6 +6,8 @@ import struct
 from pathlib import Path
 from typing import BinaryIO
 
+# What the first box of an mp4 or mov file is, in the bytes 4 to 8.
+FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"wide")
 # The boxes that lead to the tables of sample sizes, whose count is at the same place in both.
 _INSIDE: dict[bytes, tuple[bytes, ...]] = {
     b"moov": (b"trak",),

@@ -1,4 +1,4 @@
-"""The frames of a part of a video, at the cost of the part's length.
+"""The frames of a part of a video, read from the last key frame before it.
 
 In containers whose packets carry times of presentation and that are sought by them, only the packets are read from the
 last key frame before the segment to its end. Files stay open from one segment to the next, since the index of a long
