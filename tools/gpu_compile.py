@@ -30,6 +30,7 @@ import torch
 import triton
 from torch.overrides import TorchFunctionMode
 from triton.backends.compiler import GPUTarget
+from triton.compiler import CompiledKernel
 from triton.runtime.jit import JITFunction
 
 from m2clip import kernels
@@ -54,10 +55,13 @@ class Compilation:
     def name(self) -> str:
         return self.kernel.__name__
 
+    def compiled(self) -> CompiledKernel:
+        return _compile(self.kernel, *self.arguments)
+
     def __call__(self) -> str:
         """Compile it; returns what went wrong, or nothing."""
         try:
-            _compile(self.kernel, *self.arguments)
+            self.compiled()
         except Exception as error:  # the step that needs it tells
             return f"{self.name}: {type(error).__name__}: {str(error).strip().splitlines()[-1]}"
         return ""

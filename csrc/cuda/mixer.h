@@ -64,7 +64,7 @@ struct MixerPlan {
 constexpr int32_t tile_bytes = 64;  // of channels
 constexpr int32_t stages = 4;       // frames in shared memory: the last, this, the next, and one on its way
 // Threads of a block at most, channels of a thread, and patches beside each other that it works on: as many as its
-// registers hold with three blocks on a multiprocessor, backward with two (tools/cuda_resources.py shows them).
+// registers hold with three blocks on a multiprocessor, backward with two (tools/kernel_resources.py --cuda shows them).
 struct MixerBlock {
     int32_t most_threads, channels, strip;
 };

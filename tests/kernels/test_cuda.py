@@ -9,7 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
@@ -241,48 +240,3 @@ def test_workspace_stays_small() -> None:
     assert 4 * cuda.extension.mixer_workspace("bfloat16", shape, 0) < 5e6
     many = cuda.extension.MixerShape(10_000, 8, 197, 14, 14, 384, True, True, True, False)
     assert 4 * cuda.extension.mixer_workspace("bfloat16", many, 0) < 20e6
-
-
-def _tool(*arguments: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, ROOT / "tools" / "cuda_resources.py", *arguments], capture_output=True, text=True
-    )
-    if done.returncode == 3:
-        pytest.skip(done.stderr.strip())
-    return done
-
-
-@needs_cuda
-def test_no_kernel_spills_registers(capsys: pytest.CaptureFixture[str]) -> None:
-    done = _tool("--json")
-    assert done.stdout, done.stderr
-    rows: list[dict[str, Any]] = json.loads(done.stdout)
-    with capsys.disabled():
-        print(f"\n{_tool().stdout}")
-    assert [row for row in rows if row["spills"]] == []
-    compiled = set(build_info.cuda_build_info()["architectures"])
-    mixers = {row["architecture"] for row in rows if "mixer_forward" in row["kernel"]}
-    assert mixers == {f"sm_{name}" for name in compiled}
-    # Three blocks on a multiprocessor forward and two backward, with separate branches in 16 bits.
-    for kernel, most in (("mixer_forward", 80), ("mixer_backward", 128)):
-        usual = [
-            row
-            for row in rows
-            if row["kernel"].startswith(kernel) and row["kernel"].endswith(("half, 0>", "bfloat16, 0>"))
-        ]
-        assert len(usual) == 2 * len(compiled) and all(row["registers"] <= most for row in usual)
-
-
-def test_the_report_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "csrc"))
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    import cuda_resources
-
-    report = """ptxas info    : Compiling entry function '_Z1kv' for 'sm_90a'
-ptxas info    : Function properties for _Z1kv
-    8 bytes stack frame, 4 bytes spill stores, 12 bytes spill loads
-ptxas info    : Used 128 registers, used 1 barriers, 64 bytes smem, 400 bytes cmem[0]
-"""
-    assert cuda_resources.parse(report) == [cuda_resources.Resources("_Z1kv", "sm_90a", 128, 64, 8, 16)]
-    with pytest.raises(ValueError, match="ptxas says nothing of _Z1kv"):
-        cuda_resources.parse(report.splitlines()[0])
