@@ -143,7 +143,10 @@ class ModelConfig:
         "side of the images in pixels, to which position embeddings are fitted; null is the CLIP's own",
     )
     init: str | None = setting(
-        None, "training", "run folder whose adapters training starts from; heads are taken only for the same classes"
+        None,
+        "training",
+        "run folder, checkpoint or saved adapters that training starts from; heads are taken only for the same "
+        "classes. --init also takes over what has to agree",
     )
     preset: str | None = setting(
         None, "training", "options by one name; of m2clip: official (the authors' code) or paper (the equations)"

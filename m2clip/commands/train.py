@@ -15,6 +15,7 @@ from m2clip.errors import InputError
 EXAMPLE = """  m2clip train videos/
   m2clip train videos.csv --clip ViT-B-16-quickgelu --minutes 60 --output runs/mine
   m2clip train --config m2clip_k400_b16_8f --data.train train.txt --data.val val.txt --output runs/k400
+  m2clip train videos/ --init runs/k400
   m2clip train --config my_run.yaml --optim.lr 5e-4
   torchrun --nproc-per-node 8 -m m2clip.cli train --config m2clip_k400_b16_8f
 
@@ -33,6 +34,12 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--config", help="YAML file, bundled recipe, or run folder, in place of VIDEOS")
     parser.add_argument("--clip", help="open_clip architecture, or tiny, the bundled one: the field model.clip")
     parser.add_argument("--method", help="m2clip, st_adapter, aim or msta: the field model.method")
+    parser.add_argument(
+        "--init",
+        metavar="RUN",
+        help="run folder, checkpoint or saved adapters to start from; CLIP, frames and options that have to agree are "
+        "its own, other classes get a new classifier",
+    )
     parser.add_argument("--minutes", type=seconds, help="the longest that training on VIDEOS may take")
     parser.add_argument("--fresh", action="store_true", help="refuse an output folder that already holds a run")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU where there is one)")
@@ -49,6 +56,8 @@ def run(args: argparse.Namespace) -> None:
         raise InputError("what is trained on? Give a folder or list of videos, or --config with a recipe")
     if word is not None and args.config is not None:
         raise InputError(f"{word!r} belongs to no option: give videos, or --config with a recipe and --data.train")
+    if args.init is not None and any(text.startswith("model.init=") for text in overrides):
+        raise InputError("--init and --model.init both say what to start from: give one of them")
     config = args.config or (word if _is_config(str(word)) else None)
     if config == AUTO:
         lists = [text.partition("=")[2] for text in overrides if text.startswith("data.train=")]
@@ -61,9 +70,14 @@ def run(args: argparse.Namespace) -> None:
         return
     from m2clip.config import load_config
     from m2clip.train import trainer as train
+    from m2clip.train.starting import check_method, fields_to_agree
 
     if args.minutes is not None:
         raise InputError("--minutes is for VIDEOS: the epochs of a recipe are --optim.epochs")
+    if args.init is not None:
+        check_method(args.init, load_config(config, overrides).model.method, "--method" if args.method else config)
+        given = {text.partition("=")[0] for text in overrides}
+        overrides = [*fields_to_agree(args.init, given, whole=False), *overrides, f"model.init={args.init}"]
     folder = train.run(load_config(config, overrides), resume=not args.fresh, device=args.device, quiet=args.json)
     report_run(args, folder, f"eval {folder} --list ...")
 
@@ -102,6 +116,7 @@ def _train_on_videos(args: argparse.Namespace, videos: str, overrides: list[str]
                 videos,
                 overrides,
                 minutes=args.minutes,
+                init=args.init,
                 device=device,
                 resume=not args.fresh,
                 say=None if args.json else print_line,

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from m2clip.data.lists.annotations import Annotations, list_hash
+from m2clip.data.lists.annotations import Annotations, VideoItem, list_hash
 from m2clip.data.lists.text_files import read_lines
 from m2clip.errors import InputError
 from m2clip.files.disk import write_text
@@ -123,7 +123,7 @@ def draw_episodes(annotations: Annotations, shape: EpisodeShape, count: int, see
     """Draw episodes: classes uniformly without replacement, and so the videos of each class.
 
     Episode i depends on the seed and on i alone, so that fewer episodes are the first of more, and no number of
-    processes changes them.
+    processes changes them. Of a list of parts, the parts that an episode has of a class are of different videos.
 
     Args:
         annotations: the videos.
@@ -150,16 +150,23 @@ def draw_episodes(annotations: Annotations, shape: EpisodeShape, count: int, see
     )
 
 
-def class_videos(annotations: Annotations, shape: EpisodeShape) -> dict[int, list[int]]:
-    """Positions of the videos of every class that has any, by label, where each has enough for an episode.
+def sources(items: Sequence[VideoItem]) -> list[int]:
+    """What file each item is of, by the position of the first item of it: parts of a file have one source."""
+    first: dict[Path, int] = {}
+    return [place if item.segment is None else first.setdefault(item.path, place) for place, item in enumerate(items)]
+
+
+def class_videos(annotations: Annotations, shape: EpisodeShape) -> dict[int, list[list[int]]]:
+    """By label the videos of every class that has any, each as the positions of its parts, or as one position.
 
     Raises:
         InputError: fewer classes than `way`, or classes with too few videos, named.
     """
     names = annotations.class_names
-    videos: dict[int, list[int]] = {}
-    for index, item in enumerate(annotations.items):
-        videos.setdefault(item.label, []).append(index)
+    by_source: dict[int, dict[int, list[int]]] = {}
+    for index, (item, source) in enumerate(zip(annotations.items, sources(annotations.items), strict=True)):
+        by_source.setdefault(item.label, {}).setdefault(source, []).append(index)
+    videos = {label: list(of_class.values()) for label, of_class in by_source.items()}
     if len(videos) < shape.way:
         raise InputError(
             f"{annotations.source}: has videos of {len(videos)} classes, "
@@ -179,12 +186,18 @@ def class_videos(annotations: Annotations, shape: EpisodeShape) -> dict[int, lis
 
 
 def draw_episode(
-    videos: Mapping[int, Sequence[int]], shape: EpisodeShape, rng: random.Random, spare_classes: int = 0, spare: int = 0
+    videos: Mapping[int, Sequence[Sequence[int]]],
+    shape: EpisodeShape,
+    rng: random.Random,
+    spare_classes: int = 0,
+    spare: int = 0,
 ) -> dict[int, list[int]]:
     """Draw one episode: by label, in random order, first the support and then the query videos of each class.
 
+    Of a video of several parts one is drawn.
+
     Args:
-        videos: positions of the videos of every class (`class_videos`).
+        videos: the videos of every class (`class_videos`).
         shape: of the episode.
         rng: source of the draw.
         spare_classes: how many further classes to draw behind those of the episode, as far as there are any.
@@ -192,7 +205,11 @@ def draw_episode(
     """
     labels = rng.sample(list(videos), min(shape.way + spare_classes, len(videos)))
     needed = shape.shots + shape.queries + spare
-    return {label: rng.sample(videos[label], min(needed, len(videos[label]))) for label in labels}
+    drawn = {label: rng.sample(videos[label], min(needed, len(videos[label]))) for label in labels}
+    return {
+        label: [parts[0] if len(parts) == 1 else rng.choice(parts) for parts in of_class]
+        for label, of_class in drawn.items()
+    }
 
 
 def load_episodes(path: str | os.PathLike[str], annotations: Annotations) -> EpisodeList:
@@ -221,8 +238,8 @@ def load_episodes(path: str | os.PathLike[str], annotations: Annotations) -> Epi
             f"{path}: holds {len(lines) - 1} of its {header['episodes']} episodes; draw it again with seed "
             f"{header['seed']}"
         )
-    labels = [item.label for item in annotations.items]
-    episodes = [_episode(f"{path}, line {number}", line, shape, labels) for number, line in lines[1:]]
+    labels, files = [item.label for item in annotations.items], sources(annotations.items)
+    episodes = [_episode(f"{path}, line {number}", line, shape, labels, files) for number, line in lines[1:]]
     found = EpisodeList(
         shape,
         header["seed"],
@@ -255,7 +272,7 @@ def _header(path: Path, line: str) -> dict[str, Any]:
     return header
 
 
-def _episode(where: str, line: str, shape: EpisodeShape, labels: Sequence[int]) -> dict[str, Any]:
+def _episode(where: str, line: str, shape: EpisodeShape, labels: Sequence[int], files: Sequence[int]) -> dict[str, Any]:
     """One line of the file, checked against the list of videos."""
     try:
         episode = json.loads(line)
@@ -279,6 +296,8 @@ def _episode(where: str, line: str, shape: EpisodeShape, labels: Sequence[int]) 
             raise InputError(f"{where}: video {wrong} is none of class {label}")
         if len(set(of_class)) < len(of_class):
             raise InputError(f"{where}: a video of class {label} comes twice")
+        if len({files[v] for v in of_class}) < len(of_class):
+            raise InputError(f"{where}: two parts of one video are of class {label}; delete the file, and draw it anew")
     return {"classes": classes, "support": support, "query": query}
 
 

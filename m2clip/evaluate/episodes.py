@@ -12,7 +12,8 @@ from torch import Tensor
 
 from m2clip import distributed
 from m2clip.data.episode_clips import EpisodeVideos
-from m2clip.data.episodes import EpisodeList
+from m2clip.data.episodes import EpisodeList, sources
+from m2clip.data.lists.annotations import VideoItem
 from m2clip.data.transforms import statistics_name
 from m2clip.errors import InputError
 from m2clip.evaluate.episode_features import VideoFeatures, video_features
@@ -139,9 +140,7 @@ def evaluate_episodes(
         failures = [
             Failure(index, annotations.items[index].name, text) for index, text in sorted(features.errors.items())
         ]
-        scorer = _Scorer(
-            learner, features, [item.label for item in annotations.items], device, episode_batch, settings.on_error
-        )
+        scorer = _Scorer(learner, features, annotations.items, device, episode_batch, settings.on_error)
         results = []
         for episodes in lists:
             with bar(f"{name}: {episodes.shape.way}-way {episodes.shape.shots}-shot") as progress:
@@ -180,7 +179,7 @@ class _Scorer:
         self,
         learner: Any,
         features: VideoFeatures,
-        labels: list[int],
+        items: Sequence[VideoItem],
         device: torch.device,
         batch: int | None,
         on_error: str,
@@ -190,7 +189,7 @@ class _Scorer:
         self.support = self.query if features.support is features.query else features.support.to(device)
         self.unreadable = torch.zeros(len(features.query), dtype=torch.bool)
         self.unreadable[list(features.errors)] = True
-        self.labels = labels
+        self.labels, self.sources = [item.label for item in items], sources(items)
         with torch.no_grad():
             self.text = learner.text_features().float()
 
@@ -227,7 +226,7 @@ class _Scorer:
     def _score(self, episodes: EpisodeList, numbers: Tensor) -> tuple[dict[str, Tensor], Tensor, int, int]:
         shape = episodes.shape
         support, lost, replaced = with_stand_ins(
-            episodes.support[numbers], episodes.query[numbers], self.unreadable, self.labels
+            episodes.support[numbers], episodes.query[numbers], self.unreadable, self.labels, self.sources
         )
         query = episodes.query[numbers].flatten(1)  # (E, Q)
         on_device = [tensor.to(self.device) for tensor in (support, query, episodes.classes[numbers])]

@@ -99,7 +99,7 @@ class VideoModel(nn.Module):
             raise InputError(f"num_frames must be at least 1, got {num_frames}")
         self.config, self.num_frames, self.prompt = options, num_frames, options.prompt
         self.tower = tower_signature(clip)
-        self.started_from: str | None = None  # digest of the trained weights it started from, see fine_tuning
+        self.started_from: str | None = None  # digest of the trained weights it started from, see m2clip.train.starting
         self.views = pictures(clip)  # how it is shown videos where nobody says otherwise: fields of ClipSettings
         self.clip_source: dict[str, Any] | None = getattr(clip, "m2clip_source", None)
         self.tokenizer = tokenizer_of(clip, tokenizer)

@@ -27,6 +27,7 @@ from m2clip.towers.weight_sources import is_kept
 from m2clip.train import auto, trainer
 from m2clip.train.checks import classes_of_left_and_right, some
 from m2clip.train.setup import base_clip, check_folder, check_output, clips_per_pass, training_list
+from m2clip.train.starting import check_method, fields_to_agree
 from m2clip.train.state import Progress as StepsDone
 from m2clip.train.state import list_checkpoints
 from m2clip.train.stopping import Stopped
@@ -65,6 +66,7 @@ def train_on_videos(
     overrides: Sequence[str] = (),
     *,
     minutes: float | None = None,
+    init: str | Path | None = None,
     device: torch.device,
     resume: bool = True,
     say: Say | None = print,
@@ -78,6 +80,7 @@ def train_on_videos(
         videos: a folder with a sub-folder per class, one of train/class/ and val/class/, a list or a pack.
         overrides: fields of the configuration, which the rule then leaves alone.
         minutes: the longest that training may take; None takes what the rule thinks right.
+        init: a run, checkpoint or saved adapters to start from; the fields that have to agree with it are taken over.
         device: where to train.
         resume: as for `m2clip.train.trainer.run`.
         say: receives the lines of the plan; None keeps quiet.
@@ -90,6 +93,8 @@ def train_on_videos(
         InputError: videos that cannot be trained on, settings that do not fit, or too little time for a step.
     """
     tell: Say = say if say is not None and distributed.is_main() else lambda line: None
+    if init is not None:
+        overrides = [*overrides, f"model.init={init}"]
     given = {override.lstrip("-").partition("=")[0] for override in overrides}
     if "data.train" in given:
         raise InputError(f"{videos} and --data.train both say which videos: give one of them")
@@ -105,18 +110,19 @@ def train_on_videos(
     check_output(config)
     folder = Path(config.output) / FOLDER
     begun = bool(list_checkpoints(Path(config.output, "checkpoints")))
+    kept = read_record(folder / PLAN) if begun else {}
+    first = [] if kept else _first(config, given, init)
     lists = _lists(config, folder, progress, begun)
     for line in lists.told:
         tell(line)
     fixed += [f"data.train={folder / lists.train}", f"data.classes={folder / lists.classes}"]
     fixed += [f"data.val={'null' if lists.val is None else folder / lists.val}", f"data.format={lists.format}"]
     fixed += ["data.root=null", "data.train_split=null", "data.val_split=null", "data.allow_mismatched_folders=true"]
-    kept = read_record(folder / PLAN) if begun else {}
     if kept and minutes not in (None, kept["budget"]):
         raise InputError(f"{config.output} holds a run with a plan of its own: --minutes is for a new --output")
     if not kept:
         tell("measuring the speed of training")
-    plan = Plan(**kept) if kept else _plan([*overrides, *fixed], given, device, minutes, lists)
+    plan = Plan(**kept) if kept else _plan(first, [*overrides, *fixed], given, device, minutes, lists)
     plan = distributed.gather_objects(plan)[0]
     config = load_config(auto.RECIPE, [*plan.overrides, *overrides, *fixed])
     if distributed.is_main() and not kept:
@@ -147,11 +153,25 @@ def _lists(config: RunConfig, folder: Path, progress: Progress | None, begun: bo
     return distributed.gather_objects(found)[0][0]
 
 
+def _first(config: RunConfig, given: set[str], init: str | Path | None) -> list[str]:
+    """What is settled before the rule: all that has to agree with the run to start from, or else which CLIP it is."""
+    if init is not None:
+        if "model.method" in given:
+            check_method(init, config.model.method, "--method")
+        return fields_to_agree(init, given, whole=True)
+    return [f"model.clip={REAL[0]}"] if not given & {"model.clip", "model.pretrained"} and is_kept(*REAL) else []
+
+
 def _plan(
-    overrides: Sequence[str], given: set[str], device: torch.device, minutes: float | None, lists: TrainLists
+    first: list[str],
+    overrides: Sequence[str],
+    given: set[str],
+    device: torch.device,
+    minutes: float | None,
+    lists: TrainLists,
 ) -> Plan:
     """What the rule says of these videos and this machine, with as many steps as fit into the time."""
-    first = [f"model.clip={REAL[0]}"] if not given & {"model.clip", "model.pretrained"} and is_kept(*REAL) else []
+    given = given | {field.partition("=")[0] for field in first}
     config = load_config(auto.RECIPE, [*first, *overrides])
     annotations, names = training_list(config)
     clip = base_clip(config.model)

@@ -102,7 +102,9 @@ def choose(
         let("model.preset", demo.model.preset)
         # Descriptions are of the demo's classes.
         options = {name: value for name, value in demo.model.options.items() if name != "descriptions"}
-        found |= {f"model.options.{name}": value for name, value in options.items()}
+        for name, value in options.items():
+            if f"model.options.{name}" not in given:
+                found[f"model.options.{name}"] = value
         let("optim.beta2", demo.optim.beta2)
     if method == "msta" and not config.model.options.get("descriptions"):
         let("model.options.alpha", 0)  # the weight of the loss that needs them

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-_PREFIX = "average."
+PREFIX = "average."
 
 
 class WeightAverage:
@@ -44,12 +44,12 @@ class WeightAverage:
 
     def tensors(self) -> dict[str, Tensor]:
         """The averages, for a checkpoint; copies on the CPU."""
-        return {_PREFIX + name: average.to("cpu", copy=True) for name, average in self._averages.items()}
+        return {PREFIX + name: average.to("cpu", copy=True) for name, average in self._averages.items()}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Take the averages from the tensors of a checkpoint of the same run."""
         for name, average in self._averages.items():
-            average.copy_(tensors[_PREFIX + name])
+            average.copy_(tensors[PREFIX + name])
 
     def _exchange(self) -> None:
         for name, weight in self._weights.items():

@@ -31,6 +31,7 @@ from m2clip.methods.views import default_settings
 from m2clip.towers.loading import VICLIP, load_clip
 from m2clip.train.imbalance import sampler_options
 from m2clip.train.log import BAD_VIDEOS, METRICS, WARNINGS
+from m2clip.train.starting import place_of
 from m2clip.train.state import list_checkpoints
 
 # What a run that was killed before its first checkpoint leaves.
@@ -67,8 +68,8 @@ def check_output(config: RunConfig) -> None:
     data, episodes = config.data, config.episodes
     lists = (data.train, data.val, episodes.test)
     check_apart(config.output, *lists, option="output")
-    if config.model.init is not None:
-        check_apart(Path(config.output, WEIGHTS_FILE), Path(config.model.init, WEIGHTS_FILE), option="output")
+    if config.model.init is not None and Path(config.model.init).exists():
+        check_apart(Path(config.output, WEIGHTS_FILE), place_of(config.model.init) / WEIGHTS_FILE, option="output")
     for name in ("config.yaml", METRICS, BAD_VIDEOS):
         check_apart(Path(config.output, name), *lists, data.classes, option="output")
 

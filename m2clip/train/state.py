@@ -19,6 +19,7 @@ from m2clip.errors import InputError
 from m2clip.files.disk import file_digest, flush, read_json, seal, unseal
 
 _TENSORS, _STATE, _PREFIX = "tensors.safetensors", "state.json", "step-"
+MODEL = "model."  # how names of trained tensors begin
 _OWN_DIGEST = "state_sha256"
 _FIELDS = {"identity": dict, "scaler": dict, "rng": list, "kernels": dict}
 
@@ -147,10 +148,27 @@ def load_newest(folder: str | os.PathLike[str], report: Callable[[str], None] = 
     return None
 
 
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is one that `save_checkpoint` wrote."""
+    return (folder / _STATE).is_file() and (folder / _TENSORS).is_file()
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Read one checkpoint.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    try:
+        return _load(folder)
+    except _Damaged as damage:
+        raise InputError(f"{folder}: checkpoint is damaged ({damage})") from None
+
+
 def collect_tensors(model: Any, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Trained tensors and optimiser moments, named by their parameters; contiguous copies on the CPU."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    tensors = {f"model.{name}": value for name, value in model.trained_state_dict().items()}
+    tensors = {f"{MODEL}{name}": value for name, value in model.trained_state_dict().items()}
     for parameter, moments in optimizer.state.items():
         for moment, value in moments.items():
             tensors[f"optimizer.{names[id(parameter)]}.{moment}"] = torch.as_tensor(value)
@@ -164,7 +182,7 @@ def restore_tensors(model: Any, optimizer: torch.optim.Optimizer, tensors: dict[
         InputError: the tensors are those of another model.
     """
     model.load_trained_state_dict(
-        {name[len("model.") :]: value for name, value in tensors.items() if name.startswith("model.")}
+        {name[len(MODEL) :]: value for name, value in tensors.items() if name.startswith(MODEL)}
     )
     moments: dict[str, dict[str, Tensor]] = {}
     for name, value in tensors.items():

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from m2clip import distributed
 from m2clip.checkpoints.adapters import save_adapters
-from m2clip.checkpoints.fine_tuning import start_from
 from m2clip.config import RunConfig, save_config, validate
 from m2clip.data.seeds import mix_seeds
 from m2clip.errors import InputError
@@ -44,6 +43,7 @@ from m2clip.train.setup import (
     seed_everything,
     training_list,
 )
+from m2clip.train.starting import start_from
 from m2clip.train.state import Progress
 from m2clip.train.stepping import Launched, Stepper, check_step_options, compile_loss, cuda_capture
 from m2clip.train.stopping import Stopped, StopRequest, room_needed

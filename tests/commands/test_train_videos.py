@@ -112,6 +112,9 @@ def test_what_is_no_video_and_no_recipe(
     assert "is for videos of your own" in one_line(call(capfd, "train", "--config", "auto"))
     assert "both say which videos" in one_line(call(capfd, "train", videos, "--data.train", videos))
     assert "both say how long" in one_line(call(capfd, "train", videos, "--minutes", 1, "--optim.epochs", 3))
+    assert "no such run" in one_line(call(capfd, "train", videos, "--init", "runs/k400"))
+    assert "no such run" in one_line(call(capfd, "train", "m2clip_demo", "--init", "runs/k400"))
+    assert "give one of them" in one_line(call(capfd, "train", videos, "--init", "a", "--model.init", "b"))
     assert "unknown method" in one_line(call(capfd, "train", videos, "--method", "m3clip"))
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+import m2clip
 from m2clip.config import load_config
 from m2clip.errors import InputError
 from m2clip.protocols import own_videos
 from m2clip.protocols.own_videos import seconds_per_clip, train_on_videos
-from m2clip.towers.loading import bare_clip
+from m2clip.towers.loading import bare_clip, load_clip
 from m2clip.train.stopping import Stopped
 
 CPU = torch.device("cpu")
@@ -60,6 +61,22 @@ def test_the_real_clip_is_taken_where_its_weights_are(listed: Path, monkeypatch:
     assert plan.overrides[0] == "model.clip=ViT-B-16-quickgelu"
     assert "m2clip on ViT-B-16-quickgelu (openai)" in said
     assert plan_of(listed, "model.clip=tiny")[0].model.clip == "tiny"
+
+
+def test_a_run_to_start_from_decides_before_the_rule(listed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = m2clip.create_model("st_adapter", load_clip("tiny"), ["walk", "fall"], 4, width=24)
+    base.views = {**base.views, "sampling": "dense", "stride": 2}
+    folder = m2clip.save_adapters(base, listed.parent / "base")
+    config, plan, _ = plan_of(listed, init=folder)
+    assert (config.model.method, config.data.num_frames, config.model.options["width"]) == ("st_adapter", 4, 24)
+    assert (config.model.init, config.data.stride, config.model.clip) == (str(folder), 2, "tiny")
+    # A run that has begun goes on without what it started from.
+    monkeypatch.setattr(own_videos, "list_checkpoints", lambda folder: [folder])
+    shutil.rmtree(folder)
+    assert plan_of(listed, init=folder)[:2] == (config, plan)
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="no such run, checkpoint or saved adapters"):
+        plan_of(listed, init=folder)
 
 
 def test_what_cannot_be_planned(listed: Path, monkeypatch: pytest.MonkeyPatch) -> None:

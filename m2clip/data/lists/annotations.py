@@ -243,10 +243,10 @@ def list_hash(items: Sequence[VideoItem]) -> str:
         items: the videos.
     """
     paths = [os.path.abspath(item.path) for item in items]
-    common = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
+    common = os.path.commonpath({os.path.dirname(path) for path in paths}) if paths else ""
+    start = len(os.path.join(common, ""))
     lines = (
-        f"{Path(os.path.relpath(path, common)).as_posix()}\t{item.label}"
-        + (f"\t{item.segment.tag}\n" if item.segment is not None else "\n")
+        f"{path[start:]}\t{item.label}" + (f"\t{item.segment.tag}\n" if item.segment is not None else "\n")
         for path, item in zip(paths, items, strict=True)
     )
     digest = hashlib.sha256()
@@ -263,7 +263,7 @@ def packed_hash(items: Sequence[VideoItem]) -> str | None:
 
 def checked(rows: Sequence[Row], class_names: list[str] | None) -> tuple[VideoItem, ...]:
     """The videos of the lines of a list; InputError for labels, parts and names that cannot be, or a video twice."""
-    seen: dict[tuple[Path, Segment | None], str] = {}
+    seen: dict[tuple[str, Segment | None], str] = {}
     for row in rows:
         if row.label < 0:
             raise InputError(f"{row.where}: label {row.label} is negative; labels start at 0")
@@ -275,7 +275,7 @@ def checked(rows: Sequence[Row], class_names: list[str] | None) -> tuple[VideoIt
         _check_name(row)
         if row.segment is not None and row.segment.problem is not None:
             raise InputError(f"{row.where}: {row.segment.problem}, of {one_line(row.path)}")
-        key = row.path, row.segment
+        key = str(row.path), row.segment
         if key in seen:
             what = "path" if row.segment is None else f"segment {row.segment} of"
             raise InputError(f"{row.where}: duplicate {what} {one_line(row.path)}, already at {seen[key]}")
@@ -285,8 +285,11 @@ def checked(rows: Sequence[Row], class_names: list[str] | None) -> tuple[VideoIt
 
 def _check_name(row: Row) -> None:
     """Refuse what no file can be called; a missing file is another matter."""
+    path = str(row.path)
+    if len(path) < 256 and path.isascii() and "\0" not in path:
+        return
     try:
-        name = os.fsencode(row.path)
+        name = os.fsencode(path)
         impossible = b"\0" in name or len(name) >= 4096 or any(len(part) > 255 for part in name.split(b"/"))
     except UnicodeEncodeError:
         impossible = True

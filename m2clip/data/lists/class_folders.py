@@ -114,7 +114,8 @@ def videos_below(top: Path, left_out: LeftOut, within_class: bool = False) -> li
     left_out.counts = +left_out.counts
     for path in found:
         check_name(path)
-    return sorted(found)
+    # As paths are ordered, part by part, in a fraction of the time.
+    return sorted(found, key=lambda path: str(path).replace(os.sep, "\0"))
 
 
 def parse_folder(source: Source) -> Parsed:

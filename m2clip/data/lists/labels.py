@@ -13,6 +13,9 @@ from m2clip.data.lists.rows import Source
 from m2clip.data.lists.text_files import is_whole, shown, whole_number
 from m2clip.errors import InputError
 
+_NO_NAME = re.compile(r"\W*[\d.,]+(?:e[+-]?\d+)?|nan", re.IGNORECASE)
+_COUNTED = re.compile(r"(\d+)[ \t]+(\S.*)")
+
 
 def read_labels(lines: Sequence[Columns], source: Source) -> tuple[list[int], list[str] | None]:
     """The label of each line as a number, and the class names; lines whose label holds separators lose their `extra`.
@@ -20,14 +23,14 @@ def read_labels(lines: Sequence[Columns], source: Source) -> tuple[list[int], li
     Raises:
         InputError: no label, labels that are no classes, or that can be read in two ways.
     """
-    texts: list[str] = []
-    for line in lines:
-        if not match_key(line.label or ""):
+    texts = [line.label or "" for line in lines]
+    empty = {text for text in set(texts) if not match_key(text)}
+    for line, text in zip(lines, texts, strict=True):
+        if text in empty:
             raise InputError(
                 f"{line.where}: no label for {shown(line.path)}; expected `path label`, in this order, with a number "
                 "or a name"
             )
-        texts.append(line.label or "")
     numbers = list(map(is_whole, texts))
     names = source.class_names
     if all(numbers):
@@ -55,14 +58,15 @@ def _check_names(lines: Sequence[Columns], texts: Sequence[str], numbers: Sequen
     """Refuse labels that make no classes."""
     if any(numbers):
         raise _mixed(lines, texts, numbers)
+    no_names = {text for text in set(texts) if _NO_NAME.fullmatch(text)}
     for line, text in zip(lines, texts, strict=True):
-        if re.fullmatch(r"\W*[\d.,]+(?:e[+-]?\d+)?|nan", text, re.IGNORECASE):
+        if text in no_names:
             raise InputError(f"{line.where}: label {shown(text)} is no whole number")
         if line.separator == " " and not has_video_suffix(line.path) and line.rest == text:
             raise InputError(f"{line.where}: no label; expected `path label`, found {shown(f'{line.path} {text}')}")
-    counts = [re.match(r"(\d+)[ \t]+(\S.*)", text) for text in texts]
-    if counts[0] and all(counts) and lines[0].separator == " ":
-        number, name = counts[0].groups()
+    first = _COUNTED.match(texts[0])
+    if first and lines[0].separator == " " and all(map(_COUNTED.match, set(texts))):
+        number, name = first.groups()
         raise InputError(
             f"{lines[0].where}: cannot tell whether {shown(texts[0])} is a class, or {number} frames of the class "
             f"{shown(name)}; write a table with a first line such as path,label"
@@ -83,7 +87,10 @@ def _mixed(lines: Sequence[Columns], texts: Sequence[str], numbers: Sequence[boo
 
 def _made_names(lines: Sequence[Columns], texts: Sequence[str]) -> list[str]:
     names: dict[str, tuple[str, str]] = {}
+    first: dict[str, Columns] = {}
     for line, text in zip(lines, texts, strict=True):
+        first.setdefault(text, line)
+    for text, line in first.items():
         text = composed(" ".join(text.split("\n")))
         name, where = names.setdefault(match_key(text), (text, line.where))
         if name != text:

@@ -48,9 +48,10 @@ class Disk:
             InputError: several videos have this name without their suffixes.
         """
         path = self._with_slashes(path)
-        name, whole = path.name, str(path)
+        whole = str(path)
+        name = whole.rpartition("/")[2]
         suffixed = has_video_suffix(name)
-        if (suffixed and whole.isascii()) or not name or "\0" in whole:
+        if (suffixed and whole.isascii()) or not path.name or "\0" in whole:
             return path
         folder = self._folder(str(path.parent))
         found = self._entries(folder)
@@ -71,11 +72,13 @@ class Disk:
 
     def is_folder(self, path: Path) -> bool:
         """Whether a path that `meant` gave is a folder."""
-        return path.name in self._entries(str(path.parent)).folders
+        folder, name = os.path.split(path)
+        return name in self._entries(folder or ".").folders
 
     def is_there(self, path: Path) -> bool:
         """Whether there is a path that `meant` gave."""
-        return path.name in self._entries(str(path.parent)).names
+        folder, name = os.path.split(path)
+        return name in self._entries(folder or ".").names
 
     def _folder(self, path: str) -> str:
         """A folder's path as it is on the disk."""

@@ -109,6 +109,7 @@ def _rows(lines: list[Columns], source: Source, counted: bool) -> Parsed:
         raise InputError(f"{other.where}: no start and end of a part, as on {one.where.rpartition(', ')[2]}")
     labels, names = read_labels(lines, source)
     disk = Disk()
+    named: dict[str, Path] = {}  # parts name a file often
     rows: list[Row] = []
     unknown: list[int] = []
     films = folders = 0  # that are there
@@ -120,7 +121,9 @@ def _rows(lines: list[Columns], source: Source, counted: bool) -> Parsed:
             raise InputError(f"{line.where}: no label; expected `folder num_frames label` for {shown(line.path)}")
         if not line.path:
             raise InputError(f"{line.where}: no name of a video")
-        path = disk.meant(source.root / line.path, line.where)
+        if (known := named.get(line.path)) is None:
+            known = named[line.path] = disk.meant(source.root / line.path, line.where)
+        path = known
         if frames is not None and not disk.is_folder(path):
             if disk.is_there(path) or not counted:
                 frames, films = None if frames else 0, films + 1
@@ -290,11 +293,11 @@ def _from_table(
     starts = [place for place, word in enumerate(header) if _plain(word) == "start_frame" and "start" not in roles]
     found, splits = [], set()
     for where, cells in rows:
-        if [cell.strip("\"'") for cell in cells] == list(header):
+        if cells[0].strip("\"'") == header[0] and [cell.strip("\"'") for cell in cells] == list(header):
             raise InputError(f"{where}: names the columns again; delete the line")
         if len(cells) != len(header):
             raise InputError(f"{where}: {len(cells)} columns where the first line names {len(header)}")
-        if any(cells[place] != "0" for place in starts):
+        if starts and any(cells[place] != "0" for place in starts):
             raise InputError(
                 f"{where}: a part of a video that starts at frame {cells[starts[0]]}; give its start and end in seconds"
             )

@@ -194,11 +194,11 @@ def parse_json(text: str, path: Path, line: int | None = None) -> object:
     """
     where = str(path) if line is None else f"{path}, line {line}"
     try:
-        return json.loads(text, object_pairs_hook=lambda pairs: unique_keys(pairs, where))
+        return _JSON.decode(text)
+    except _TwiceError as error:
+        raise InputError(f"{where}: {error}") from None
     except json.JSONDecodeError as error:
         raise InputError(f"{path}, line {error.lineno + (line or 1) - 1}: not valid JSON ({error.msg})") from None
-    except InputError:
-        raise
     except (ValueError, RecursionError) as error:
         # A number of thousands of digits, or thousands of brackets within each other.
         raise InputError(f"{where}: not valid JSON ({error})") from None
@@ -206,12 +206,26 @@ def parse_json(text: str, path: Path, line: int | None = None) -> object:
 
 def unique_keys(pairs: list[tuple[str, object]], where: str) -> dict[str, object]:
     """The pairs as a dict; InputError where one key is there twice."""
+    try:
+        return _unique(pairs)
+    except _TwiceError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+class _TwiceError(ValueError):
+    """A key is there twice."""
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) < len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise InputError(f"{where}: {shown(twice)} is given twice")
+        raise _TwiceError(f"{shown(twice)} is given twice")
     return found
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_unique)  # lists have a value in each of many lines
 
 
 def whole_number(text: str, where: str) -> int:

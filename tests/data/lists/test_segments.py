@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from m2clip.at_scale.videos import read_videos
 from m2clip.data.episodes import EpisodeShape, draw_episodes, load_episodes
@@ -190,6 +192,31 @@ def test_parts_of_a_file_are_different_items() -> None:
     assert list_hash(items(None)) == "54c50980e701be94"
 
 
+def test_episodes_have_one_part_of_a_video(tmp_path: Path) -> None:
+    # Three videos with two parts of each class: a query is never of a video that the support of its class has.
+    text = "".join(f"{v}.mp4,{n},{n + 0.5},{'xyz'[n % 3]}\n" for v in "abc" for n in range(6))
+    found = load_annotations(write(tmp_path / "l.csv", f"path,start,end,label\n{text}"))
+    episodes = draw_episodes(found, EpisodeShape(3, 1, 2), 40)
+    drawn = torch.cat([episodes.support, episodes.query], -1)
+    assert all(len({found.items[number].path for number in of_class}) == 3 for of_class in drawn.flatten(0, 1).tolist())
+    assert set(drawn.flatten().tolist()) == set(range(18))  # each part is drawn
+    with pytest.raises(InputError, match=r"fewer than the 4 videos of an episode \(1 support, 3 query\): 'x' \(3\)"):
+        draw_episodes(found, EpisodeShape(3, 1, 3), 1)
+    episodes.save(tmp_path / "episodes.jsonl")
+    assert torch.equal(load_episodes(tmp_path / "episodes.jsonl", found).query, episodes.query)
+    parts = found.items[0], found.items[3]
+    both = replace(episodes, query=episodes.query.clone())
+    both.support[0, both.classes[0].tolist().index(0)] = 0
+    both.query[0, both.classes[0].tolist().index(0)] = torch.tensor([3, 6])
+    assert parts[0].path == parts[1].path and parts[0].label == parts[1].label == 0
+    both.save(tmp_path / "leak.jsonl")
+    with pytest.raises(InputError, match="line 2: two parts of one video are of class 0"):
+        load_episodes(tmp_path / "leak.jsonl", found)
+    moved = write(tmp_path / "moved.csv", f"path,start,end,label\n{text.replace('0.5', '0.25')}")
+    with pytest.raises(InputError, match="these episodes are of a list"):
+        load_episodes(tmp_path / "episodes.jsonl", load_annotations(moved))
+
+
 def test_protocols_take_parts(tmp_path: Path) -> None:
     text = "".join(f"a.mp4,{n},{n + 0.5},{'xyz'[n % 3]}\n" for n in range(18))
     found = load_annotations(write(tmp_path / "l.csv", f"path,start,end,label\n{text}"))
@@ -204,14 +231,6 @@ def test_protocols_take_parts(tmp_path: Path) -> None:
         (item.path.absolute(), item.segment, item.label) for item in few.items
     ]
     assert list_hash(again.items) == list_hash(few.items)
-    episodes = draw_episodes(found, EpisodeShape(3, 1, 2), 4)
-    for support, query in zip(episodes.support.flatten(1), episodes.query.flatten(1), strict=True):
-        numbers = [*support.tolist(), *query.tolist()]
-        assert len({found.items[number].segment for number in numbers}) == 9
-    episodes.save(tmp_path / "episodes.jsonl")
-    moved = write(tmp_path / "moved.csv", f"path,start,end,label\n{text.replace('0.5', '0.25')}")
-    with pytest.raises(InputError, match="these episodes are of a list"):
-        load_episodes(tmp_path / "episodes.jsonl", load_annotations(moved))
     mixed = Annotations((*found.items, VideoItem(Path("b.mp4"), 0)), found.class_names, "list", Path("l"))
     with pytest.raises(InputError, match="both whole videos and parts of videos"):
         write_list(mixed, tmp_path / "mixed.txt")

@@ -11,9 +11,12 @@ import pytest
 import torch
 
 import m2clip
-from m2clip.checkpoints.fine_tuning import start_from
+from m2clip.config import RunConfig, load_config
 from m2clip.errors import InputError
 from m2clip.train import trainer as train
+from m2clip.train.averaging import WeightAverage
+from m2clip.train.starting import check_method, fields_to_agree, start_from
+from m2clip.train.state import Progress, collect_tensors, save_checkpoint
 from tests.clips import NAMES, randomise, small_clip
 from tests.train.test_resume import Killed, kill_after
 from tests.train.training_run import CLASS_NAMES, build_clip, build_config, write_videos
@@ -95,6 +98,64 @@ def test_heads_may_be_others(saved: dict[str, Any]) -> None:
     assert torch.equal(model.trained_state_dict()[name], before[name])
 
 
+def test_a_checkpoint_and_files_are_taken_as_well(saved: dict[str, Any], tmp_path: Path) -> None:
+    folder, before = saved["st_adapter"]
+    run = Path(shutil.copytree(folder, tmp_path / "run"))
+    model = build("st_adapter", NAMES)
+    for source in (run / "adapters.safetensors", run / "adapter_config.json"):
+        start_from(model, source)
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.trained_state_dict().items())
+    later = build("st_adapter", NAMES)
+    randomise(later)
+    optimiser = torch.optim.AdamW(later.parameters())
+    tensors = collect_tensors(later, optimiser)
+    plain = save_checkpoint(run / "checkpoints", tensors, Progress(step=3), {}, keep=2)
+    for source in (plain, plain / "tensors.safetensors"):
+        line = start_from(model, source)
+        assert line.startswith(f"started from {plain}, st_adapter of 4 frames: ") and "none is new" in line
+        assert all(torch.equal(tensor, tensors[f"model.{n}"]) for n, tensor in model.trained_state_dict().items())
+    # A run that averages its weights offers the average.
+    average = WeightAverage(later, 0.5)
+    randomise(later)
+    tensors = collect_tensors(later, optimiser) | average.tensors()
+    start_from(model, save_checkpoint(run / "checkpoints", tensors, Progress(step=4), {}, keep=2))
+    assert all(torch.equal(tensor, tensors[f"average.{n}"]) for n, tensor in model.trained_state_dict().items())
+    (plain / "tensors.safetensors").write_bytes(b"0" * 100)
+    with pytest.raises(InputError, match="checkpoint is damaged .tensors.safetensors is not what was written."):
+        start_from(model, plain)
+    (tmp_path / "m2clip.pth").touch()
+    with pytest.raises(InputError, match="m2clip convert makes these of an authors' checkpoint"):
+        start_from(model, tmp_path / "m2clip.pth")
+
+
+def test_what_has_to_agree_is_taken_over(tmp_path: Path) -> None:
+    from m2clip.towers.loading import load_clip
+
+    model = m2clip.create_model("msta", load_clip("tiny"), NAMES, 4, width=16, scale=0.25, alpha=0.5, prompt="see {}")
+    model.views = {**model.views, "sampling": "dense", "stride": 3}
+    folder = m2clip.save_adapters(model, tmp_path / "run")
+    config = load_config(None, ["model.method=msta", *fields_to_agree(folder, (), whole=False)])
+    assert (config.model.clip, config.model.pretrained, config.data.num_frames) == ("tiny", None, 4)
+    options = config.model.options
+    assert (options["width"], options["scale"], options["layers"]) == (16, 0.25, "all")
+    assert config.data.sampling == RunConfig().data.sampling and not {"prompt", "alpha"} & options.keys()
+    config = load_config(None, fields_to_agree(folder, {"data.num_frames", "model.options.scale"}, whole=True))
+    assert (config.model.method, config.data.sampling, config.data.stride) == ("msta", "dense", 3)
+    assert config.data.num_frames == RunConfig().data.num_frames and config.model.options["prompt"] == "see {}"
+    assert not {"scale", "alpha", "descriptions"} & config.model.options.keys()
+    with pytest.raises(InputError, match="run is a run of msta, and --method says aim, which has other adapters"):
+        check_method(folder, "aim", "--method")
+    saved = json.loads((folder / "adapter_config.json").read_text())
+    assert saved["clip"]["name"] == "tiny"
+    model.clip_source = {**saved["clip"], "name": "ViT-B-32", "pretrained": "laion400m_e31"}
+    with pytest.raises(InputError, match=r"is built on the CLIP ViT-B-32: .*; --clip has it downloaded"):
+        fields_to_agree(m2clip.save_adapters(model, tmp_path / "b32"), (), whole=True)
+    assert not any("clip=" in field for field in fields_to_agree(tmp_path / "b32", {"model.clip"}, whole=True))
+    model.clip_source = None
+    with pytest.raises(InputError, match="does not name its CLIP: give --clip"):
+        fields_to_agree(m2clip.save_adapters(model, tmp_path / "unnamed"), (), whole=True)
+
+
 def test_a_run_starts_from_another_and_goes_on_without_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     listed = write_videos(tmp_path / "videos")
     first = build_config(listed, tmp_path / "first", "optim.epochs=1")
@@ -117,7 +178,7 @@ def test_a_run_starts_from_another_and_goes_on_without_it(tmp_path: Path, capfd:
     again = m2clip.load_adapters(train.run(config("killed"), clip=build_clip()), build_clip()).trained_state_dict()
     assert all(torch.equal(again[name], tensor) for name, tensor in whole.items())
     assert json.loads((tmp_path / "killed" / "adapter_config.json").read_text())["class_names"] == CLASS_NAMES
-    with pytest.raises(InputError, match="holds no adapter_config"):
+    with pytest.raises(InputError, match="no such run, checkpoint or saved adapters to start from"):
         train.run(config("fresh"), clip=build_clip())
     with pytest.raises(InputError, match="nothing is written over it"):
         train.run(config("moved", tmp_path / "moved"), clip=build_clip())
