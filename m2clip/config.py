@@ -74,7 +74,7 @@ def config_text(config: RunConfig) -> str:
 
 
 def validate(config: RunConfig) -> None:
-    """Check types, ranges, and what fields say together.
+    """Check types, ranges, and what fields say together; fields that may be written in several ways get one form.
 
     Raises:
         InputError: naming the first impossible value and what is allowed.
@@ -82,6 +82,8 @@ def validate(config: RunConfig) -> None:
     values = flatten(config)
     for name, setting in settings_of(RunConfig).items():
         value = values[name]
+        if setting.read is not None and value is not None:
+            _set(config, name, value := setting.read(value, name))
         _check_type(name, value)
         if value == "":
             raise InputError(f"{name} is empty: give a value" + (", or null" if setting.default is None else ""))
@@ -208,13 +210,16 @@ def _assign(config: RunConfig, name: str, value: Any, source: str) -> None:
         hint = settings[name].type
         if value == "null" and _fits(None, hint):
             value = None
+        elif (read := settings[name].read) is not None:
+            listed = _from_text(value, source)
+            value = listed if isinstance(listed, list) else value  # other text is what it is: YAML reads 0x320 as 800
+            value = None if value is None else read(value, f"{source}: {name}")
         elif not _fits(value, hint):
             value = _from_text(value, source)
         _check_type(name, value, f"{source}: ")
         if isinstance(value, int) and _fits(0.5, hint):
             value = float(value) if abs(value) < 1 << 1023 else math.inf
-        section, _, last = name.rpartition(".")
-        setattr(getattr(config, section) if section else config, last, value)
+        _set(config, name, value)
     elif name in _sections():
         values = _from_text(value, source)
         if not isinstance(values, dict):
@@ -223,6 +228,11 @@ def _assign(config: RunConfig, name: str, value: Any, source: str) -> None:
             _assign(config, f"{name}.{inner}", part, source)
     else:
         raise _unknown(name, source)
+
+
+def _set(config: RunConfig, name: str, value: Any) -> None:
+    section, _, last = name.rpartition(".")
+    setattr(getattr(config, section) if section else config, last, value)
 
 
 def _from_text(value: Any, source: str) -> Any:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from typing import Any, Literal, get_type_hints
 
 from m2clip.choices import Augmentation, Crops, OnError, Precision, Sampling, Statistics, Transform
+from m2clip.sizes import plain_size
 
 DECISIONS = {
     "training": "what training computes; a run resumes only with the same value",
@@ -32,6 +34,8 @@ class Setting:
         at_most: the highest value of a number.
         above: what a number must be above.
         below: what a number must be below.
+        read: what gives a value that may be written in several ways its one form, or raises an InputError that begins
+            with the name that is its second argument; None for the value itself.
         type: as annotated.
         default: the value without a choice.
     """
@@ -43,6 +47,7 @@ class Setting:
     at_most: float | None = None
     above: float | None = None
     below: float | None = None
+    read: Callable[[Any, str], Any] | None = None
     type: Any = None
     default: Any = None
 
@@ -121,6 +126,11 @@ def deciding(config: Any, *what: str) -> dict[str, Any]:
     return {name: value for name, value in flatten(config).items() if settings[name].decides & set(what)}
 
 
+def _image_size(value: Any, name: str) -> int | list[int]:
+    size = plain_size(value, name)
+    return size if isinstance(size, int) else list(size)  # as it comes back from a file
+
+
 @dataclass
 class ModelConfig:
     """Which model is trained."""
@@ -137,10 +147,13 @@ class ModelConfig:
     tokenizer: str | None = setting(
         None, "clip", "of a CLIP with a tokenizer of its own: its name on the hub, or a folder that holds it"
     )
-    image_size: int | None = setting(
+    image_size: int | list[int] | None = setting(
         None,
         "training clip",
-        "side of the images in pixels, to which position embeddings are fitted; null is the CLIP's own",
+        "of the images, to which position embeddings are fitted: 224, or height and width as in 224x320 or "
+        "[224, 320]; null is the CLIP's own",
+        unit="pixels",
+        read=_image_size,
     )
     init: str | None = setting(
         None,

@@ -10,6 +10,7 @@ from importlib import metadata
 from typing import Any
 
 from m2clip.errors import InputError
+from m2clip.sizes import Size, size_text
 
 PACKAGES = (
     "torch",
@@ -119,6 +120,7 @@ def model_size(
     class_names: Sequence[str],
     method: str = "m2clip",
     preset: str | None = None,
+    image_size: Size | str | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Parameters and multiply-adds of a model that is built on the meta device: no weights, no memory, no download.
@@ -129,12 +131,13 @@ def model_size(
         class_names: the label set.
         method: as for `m2clip.create_model`.
         preset: as for `m2clip.create_model`.
+        image_size: as for `m2clip.load_clip`.
         options: as for `m2clip.create_model`.
 
     Returns:
-        {"parameters": of the first T, as `count_parameters`; "multiply_adds": [{"frames", "visual_per_view",
-        "text_per_label_set"}]}. The text side is counted for the whole label set, its prompts cut to the longest where
-        the text tower allows that; OpenAI's tokenizer stands for others.
+        {"image_size": "HEIGHTxWIDTH"; "parameters": of the first T, as `count_parameters`; "multiply_adds":
+        [{"frames", "visual_per_view", "text_per_label_set"}]}. The text side is counted for the whole label set, its
+        prompts cut to the longest where the text tower allows that; OpenAI's tokenizer stands for others.
 
     Raises:
         InputError: unknown architecture, method or option.
@@ -146,7 +149,7 @@ def model_size(
 
     parameters: dict[str, dict[str, int]] = {}
     rows = []
-    base = bare_clip(clip)
+    base = bare_clip(clip, image_size)
     for number in frames:
         with torch.device("meta"):
             model = create_model(
@@ -166,6 +169,7 @@ def model_size(
         "clip": clip,
         "method": method,
         "preset": preset or find_method(method).default_preset,
+        "image_size": size_text(model.image_size),
         "classes": len(class_names),
         "parameters": parameters,
         "multiply_adds": rows,

@@ -79,12 +79,14 @@ class PixelVideos:
         }
 
 
-def random_tiny_clip() -> nn.Module:
-    """The bundled CLIP's architecture with random weights, always the same ones."""
+def random_tiny_clip(image_size: tuple[int, int] | None = None) -> nn.Module:
+    """The bundled CLIP's architecture with random weights, of one size always the same ones."""
     from m2clip.towers.tiny import build_tiny_clip
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        clip = build_tiny_clip().eval()
+        clip = build_tiny_clip(image_size).eval()
     clip.m2clip_source = {"name": "tiny", "pretrained": None}
+    if image_size is not None:
+        clip.m2clip_source["image_size"] = f"{image_size[0]}x{image_size[1]}"
     return clip

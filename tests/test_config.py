@@ -13,7 +13,7 @@ import pytest
 
 from m2clip.choices import Crops, Statistics
 from m2clip.config import RunConfig, flatten, load_config, read_yaml, save_config, validate
-from m2clip.config_fields import EvalConfig, deciding, same, setting, settings_of
+from m2clip.config_fields import EvalConfig, ModelConfig, deciding, same, setting, settings_of
 from m2clip.errors import InputError
 
 
@@ -44,6 +44,11 @@ def test_overrides_come_after_the_file_in_order(tmp_path: Path) -> None:
         ("optim.lr=2", 2.0),
         ("optim.clip_grad=null", None),
         ("eval.crops=3", 3),
+        ("model.image_size=224", 224),
+        ("model.image_size=224x320", [224, 320]),
+        ("model.image_size=[224, 320]", [224, 320]),
+        ("model.image_size=[224, 224]", 224),
+        ("model.image_size=null", None),
         ("data.flip=no", False),
         ("data.train=null", None),
         ("data.train=12", "12"),
@@ -83,10 +88,15 @@ def test_a_configuration_made_in_python_is_checked_as_well() -> None:
     config.optim.lr = "1e-3"  # type: ignore[assignment]
     with pytest.raises(InputError, match=r"^optim\.lr must be a number, not '1e-3'"):
         validate(config)
+    config = RunConfig(model=ModelConfig(image_size=(32, 48)))  # type: ignore[arg-type]
+    validate(config)
+    assert config.model.image_size == [32, 48]
 
 
 def test_saved_configuration_reads_back(tmp_path: Path) -> None:
-    config = load_config("m2clip_ssv2_b16_32f", ["optim.clip_grad=1", "data.train=a list.txt"])
+    config = load_config(
+        "m2clip_ssv2_b16_32f", ["optim.clip_grad=1", "data.train=a list.txt", "model.image_size=224x320"]
+    )
     save_config(config, tmp_path / "config.yaml")
     assert load_config(tmp_path / "config.yaml") == config
     assert load_config(tmp_path) == config
@@ -102,6 +112,12 @@ def test_saved_configuration_reads_back(tmp_path: Path) -> None:
         ("optim: {epochs: 1.5}", ("optim.epochs", "whole number")),
         ("optim: {epochs: 0}", ("optim.epochs", "1 or more")),
         ("optim: {lr: -1}", ("optim.lr", "above 0")),
+        ("model: {image_size: 0}", ("model.image_size", "from 1 to 8192")),
+        ("model: {image_size: [224, -1]}", ("model.image_size", "from 1 to 8192")),
+        ("model: {image_size: [3, 224, 224]}", ("model.image_size", "height and width as in 224x320")),
+        ("model: {image_size: large}", ("model.image_size", "'large'", "height and width as in 224x320")),
+        ("model: {image_size: {height: 2}}", ("model.image_size", "height and width as in 224x320")),
+        (f"model: {{image_size: 0x{'f' * 5000}}}", ("model.image_size", "from 1 to 8192")),
         ("optim: {epochs: 1000000000000000000000000}", ("optim.epochs", "1000000 or less")),
         ("optim: {accumulate: 99999999999999999999999}", ("optim.accumulate", "1000000 or less")),
         ("optim: {lr: 1e308}", ("optim.lr", "1000 or less")),

@@ -22,6 +22,7 @@ from m2clip.data.lists.rows import VideoItem
 from m2clip.data.transforms import EvalTransform
 from m2clip.data.video.base import VideoError
 from m2clip.errors import InputError
+from m2clip.sizes import sides
 
 
 def pass_size(views: ClipSettings, batch_size: int) -> int:
@@ -36,7 +37,7 @@ def num_views(views: ClipSettings) -> int:
 
 def pass_shape(views: ClipSettings, size: int) -> tuple[int, ...]:
     """(size, V, T, 3, H, W): the frames of a forward pass of `size` videos."""
-    return size, num_views(views), views.num_frames, 3, views.size, views.size
+    return size, num_views(views), views.num_frames, 3, *sides(views.size)
 
 
 def passes(part: range, size: int) -> Iterator[range]:

@@ -23,7 +23,7 @@ from m2clip.commands.shared.parsing import (
     add_clip,
     add_command,
     add_device,
-    add_frames,
+    add_frozen,
     add_json,
     add_list,
     add_pictures,
@@ -91,7 +91,7 @@ def add_parser(commands: Any) -> None:
     group = score.add_argument_group("frames of a video (default: as the run was trained, the centre of each segment)")
     group.add_argument("--random-frames", action="store_true", help="a random frame of each segment, as earlier code")
     add_pictures(group)
-    add_frames(group)
+    add_frozen(group)
     score.add_argument(
         "--metric",
         choices=("otam", "bi_mhm"),

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from m2clip.commands.shared.output import console, print_json, print_line, table
-from m2clip.commands.shared.parsing import add_command, add_json, as_field
+from m2clip.commands.shared.parsing import add_command, add_image_size, add_json, as_field
 
 EXAMPLE = """  m2clip info
   m2clip info --clip ViT-B-16 --frames 8 16 32 --classes k400
@@ -30,6 +30,7 @@ def add_parser(commands: Any) -> None:
         default="400",
         help="bundled label set, class file or number: then the bundled set of that size (default: 400)",
     )
+    add_image_size(parser, "the images")
     parser.add_argument("--method", default="m2clip", help="method (default: m2clip); clip is frozen CLIP")
     parser.add_argument("--preset", help="of the method; for m2clip official or paper (default: official)")
     add_json(parser)
@@ -50,7 +51,9 @@ def run(args: argparse.Namespace) -> None:
     found: dict[str, Any] = info.environment()
     if args.clip:
         names = info.label_set_of_size(int(args.classes)) if args.classes.isdigit() else load_class_names(args.classes)
-        found["model"] = info.model_size(args.clip, args.frames, names, args.method, args.preset)
+        found["model"] = info.model_size(
+            args.clip, args.frames, names, args.method, args.preset, image_size=args.image_size
+        )
     if args.json:
         print_json(found)
         return
@@ -72,7 +75,10 @@ def _print(found: dict[str, Any]) -> None:
     if "model" not in found:
         return
     model = found["model"]
-    print_line(f"{model['method']} ({model['preset']}) on {model['clip']}, {model['classes']} classes")
+    print_line(
+        f"{model['method']} ({model['preset']}) on {model['clip']}, images of {model['image_size']}, "
+        f"{model['classes']} classes"
+    )
     parts = [(name, f"{part['trained']:,}", f"{part['frozen']:,}") for name, part in model["parameters"].items()]
     console().print(table(("part", "trained parameters", "frozen parameters"), parts, numbers=2, total=True))
     counts = [

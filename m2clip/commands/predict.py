@@ -13,7 +13,7 @@ from m2clip.commands.shared.parsing import (
     add_clip,
     add_command,
     add_device,
-    add_frames,
+    add_frozen,
     add_json,
     add_labels,
     add_views,
@@ -56,7 +56,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--run", dest="run_folder", help="run folder (default: frozen CLIP)")
     add_labels(parser)
     add_clip(parser)
-    add_frames(parser)
+    add_frozen(parser)
     add_views(parser)
     parser.add_argument("--top", type=positive, default=5, help="how many classes to print (default: 5)")
     parser.add_argument("--filmstrip", help="PNG of the frames that were seen and the five best classes")

@@ -13,7 +13,7 @@ from m2clip.commands.shared.parsing import (
     add_clip,
     add_command,
     add_device,
-    add_frames,
+    add_frozen,
     add_labels,
     add_views,
     not_negative_seconds,
@@ -58,7 +58,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--top", type=positive, default=3, help="how many classes to print (default: 3)")
     add_clip(parser)
-    add_frames(parser)
+    add_frozen(parser)
     add_views(parser, sampled=False)
     add_device(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON value a line")

@@ -15,7 +15,7 @@ from m2clip.commands.shared.parsing import (
     add_clip,
     add_command,
     add_device,
-    add_frames,
+    add_frozen,
     add_json,
     add_list,
     add_views,
@@ -55,7 +55,7 @@ def add_parser(commands: Any) -> None:
     group.add_argument("--halves", type=positive, help="score so many random halves of the classes (papers: 10)")
     group.add_argument("--halves-seed", type=not_negative, default=0, help="of their draw (default: 0)")
     add_views(parser)
-    add_frames(parser)
+    add_frozen(parser)
     parser.add_argument(
         "--adapters-off", nargs="+", choices=("visual", "text"), default=(), help="run without these adapters"
     )

@@ -22,6 +22,7 @@ from m2clip.data.video.base import TOGETHER, stack
 from m2clip.data.video.isolated import open_isolated
 from m2clip.data.video.readers import Video, VideoError, check_reader, open_video
 from m2clip.errors import InputError
+from m2clip.sizes import Size, sides
 
 _BATCH_BYTES = 4 << 20  # of frames that are transformed at once, where that is more than one
 SHARDS_AT_ONCE = 8  # whose items are mixed by `shard_order`
@@ -36,7 +37,7 @@ class ClipSettings:
 
     Args:
         num_frames: frames of a clip, T.
-        size: height and width of the frames, in pixels.
+        size: of the frames, as in `TransformSettings`.
         sampling: "uniform" (one frame of each of T segments), "dense" (T frames at a fixed stride) or "dense_centres"
             (likewise, test clips in the middle of equal parts), see `m2clip.data.sampling`.
         stride: distance of the frames of a dense clip, in frames.
@@ -56,7 +57,7 @@ class ClipSettings:
     """
 
     num_frames: int = same(DataConfig, "num_frames")
-    size: int = same(TransformSettings, "size")
+    size: Size = same(TransformSettings, "size")
     sampling: str = same(DataConfig, "sampling")
     stride: int = same(DataConfig, "stride")
     reader: str = same(DataConfig, "reader")
@@ -78,7 +79,8 @@ class ClipSettings:
             if getattr(self, field) < 1:
                 raise InputError(f"{field} must be at least 1, not {getattr(self, field)}")
         # Whose own checks run when they are built.
-        object.__setattr__(self, "normalize", self.of_frames.normalize)
+        for field in ("size", "normalize"):
+            object.__setattr__(self, field, getattr(self.of_frames, field))
 
     @property
     def of_frames(self) -> TransformSettings:
@@ -106,7 +108,7 @@ class ClipSettings:
 def load_views(
     video: VideoItem | str | Path, settings: ClipSettings, rng: random.Random | None = None, *, pixels: bool = False
 ) -> Tensor:
-    """All test views of a video, (clips * crops, T, 3, size, size), the crops of a clip adjacent.
+    """All test views of a video, (clips * crops, T, 3, height, width), the crops of a clip adjacent.
 
     Args:
         video: the video, or its file.
@@ -125,10 +127,10 @@ def load_views(
 
 def views_of(video: Video, settings: ClipSettings, rng: random.Random | None = None, *, pixels: bool = False) -> Tensor:
     """All test views of an open video; the rest as for `load_views`."""
-    transform, length, size = EvalTransform(settings.of_frames), settings.num_frames, settings.size
+    transform, length = EvalTransform(settings.of_frames), settings.num_frames
     cut = transform.cut if pixels else transform
     kind = torch.uint8 if pixels and settings.transform == "standard" else torch.float32
-    views = torch.empty(settings.clips, transform.num_crops, length, 3, size, size, dtype=kind)
+    views = torch.empty(settings.clips, transform.num_crops, length, 3, *sides(settings.size), dtype=kind)
     # Where in which clips a frame is: clips may overlap.
     places: dict[int, list[tuple[int, int]]] = {}
     for clip in range(settings.clips):
@@ -157,10 +159,10 @@ def batches_of_frames(frames: Iterator[tuple[int, np.ndarray]]) -> Iterator[tupl
 class ClipDataset(Dataset[dict[str, Any]]):
     """Labelled clips of a list of videos.
 
-    A training item is {"video": float (T, 3, size, size), "label": int, "index": int, "replaced": None or dict}. An
+    A training item is {"video": float (T, 3, height, width), "label": int, "index": int, "replaced": None or dict}. An
     unreadable video is replaced by another of its class; "replaced" then holds the path, the error and the replacement.
-    An evaluation item is {"video": float (views, T, 3, size, size), "label", "index", "error": None or str}; the video
-    of an unreadable file is zeros.
+    An evaluation item is {"video": float (views, T, 3, height, width), "label", "index", "error": None or str}; the
+    video of an unreadable file is zeros.
 
     An item is addressed by (epoch, index), or by the index alone for epoch 0; (epoch, index, n) is the n-th repetition
     of a video in an epoch. All random choices come from the seed and this address, so an item is the same in any worker
@@ -196,7 +198,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
             video = load_views(item, settings)
         except VideoError as problem:
             views = settings.clips * EvalTransform(settings.of_frames).num_crops
-            video, error = torch.zeros(views, settings.num_frames, 3, settings.size, settings.size), str(problem)
+            video, error = torch.zeros(views, settings.num_frames, 3, *sides(settings.size)), str(problem)
         return {"video": video, "label": item.label, "index": index, "error": error}
 
     def _training_item(self, *address: int) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from m2clip.data.episodes import EpisodeShape, class_videos, draw_episode
 from m2clip.data.lists.annotations import Annotations
 from m2clip.data.video.readers import VideoError
 from m2clip.errors import InputError
+from m2clip.sizes import sides
 
 # How many classes of an episode, and videos of a class, may turn out unreadable.
 _SPARE_CLASSES, _SPARE_VIDEOS = 3, 5
@@ -112,7 +113,7 @@ class EpisodeVideos(ClipDataset):
         try:
             video = load_views(item, settings, random.Random(f"{self.seed}/{index}") if self.random_frames else None)[0]
         except VideoError as problem:
-            video, error = torch.zeros(settings.num_frames, 3, settings.size, settings.size), str(problem)
+            video, error = torch.zeros(settings.num_frames, 3, *sides(settings.size)), str(problem)
         return {"video": video, "label": item.label, "index": index, "error": error}
 
     def describe_frames(self) -> str:

@@ -21,6 +21,7 @@ from m2clip.data.lists.annotations import VideoItem
 from m2clip.data.video.base import Video, VideoError, check_size
 from m2clip.data.video.readers import open_video
 from m2clip.errors import InputError
+from m2clip.sizes import size_text
 
 
 class LoadedVideo(NamedTuple):
@@ -89,7 +90,7 @@ class FrameTransform:
         settings = self.settings
         return (
             f"FrameTransform((N, H, W, 3) frames -> {settings.num_frames} by {settings.sampling} sampling, "
-            f"{settings.size}x{settings.size} pixels, {settings.interpolation}, normalised)"
+            f"{size_text(settings.size)} pixels, {settings.interpolation}, normalised)"
         )
 
 

@@ -11,8 +11,10 @@ import random
 
 from torch import Tensor
 
+from m2clip.data.boxes import Pair, largest_within
+
 SCALES = (1.0, 0.875, 0.75, 0.66)
-# Height and width of a crop are neighbours among the scales, or equal.
+# Scales of a crop's height and width are neighbours, or equal.
 PAIRS = tuple((high, wide) for i, high in enumerate(SCALES) for j, wide in enumerate(SCALES) if abs(i - j) <= 1)
 # Top and left of a crop, in halves of the margin.
 PLACES = ((0, 0), (0, 2), (2, 0), (2, 2), (1, 1))
@@ -21,23 +23,28 @@ _SPREADS = (0.4, 0.4, 0.2)  # of the factors on brightness, contrast and saturat
 _HUE = 0.1  # largest change, in turns
 
 
-def multi_scale_crop(frames: Tensor, size: int, flip: bool, rng: random.Random) -> Tensor:
-    """A crop whose sides are shares of the short side, at a corner or the centre; half of the clips mirrored if `flip`.
+def multi_scale_crop(frames: Tensor, box: Pair, flip: bool, rng: random.Random) -> Tensor:
+    """A crop at a corner or the centre; half of the clips mirrored if `flip`.
+
+    Its sides are shares of those of the largest crop with the aspect of the result, for square ones of the short side.
 
     Args:
         frames: (T, 3, H, W) uint8.
-        size: height and width of the result, in pixels.
+        box: (height, width) of the result, in pixels.
+        flip: whether some are mirrored.
+        rng: of all choices.
 
     Returns:
-        (T, 3, size, size) uint8.
+        (T, 3, height, width) uint8.
     """
     from torchvision.transforms.v2 import functional as F
 
     extents = frames.shape[-2:]
-    height, width = (max(int(min(extents) * scale), 1) for scale in rng.choice(PAIRS))
+    whole = largest_within(extents, box)
+    height, width = (max(int(side * scale), 1) for side, scale in zip(whole, rng.choice(PAIRS), strict=True))
     down, right = rng.choice(PLACES)
     top, left = (extents[0] - height) * down // 2, (extents[1] - width) * right // 2
-    frames = F.resized_crop(frames, top, left, height, width, [size, size], antialias=True)
+    frames = F.resized_crop(frames, top, left, height, width, list(box), antialias=True)
     return frames.flip(-1) if flip and rng.random() < FLIP else frames
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, cast
 from torch import nn
 
 from m2clip.errors import InputError
+from m2clip.sizes import sides, size_text
 
 # Vision transformers of transformers by the name of their configuration, with their prefix tokens besides registers.
 _TRANSFORMERS = {
@@ -68,7 +69,7 @@ def find_places(model: nn.Module, image_size: tuple[int, int] | None = None) -> 
         found = find(model, image_size)
         if found is not None:
             if 0 in found.grid:
-                raise InputError(f"pictures of {_by(found.image_size)} are smaller than a patch of the model")
+                raise InputError(f"pictures of {size_text(found.image_size)} are smaller than a patch of the model")
             return found
     raise InputError(f"{type(model).__module__}.{type(model).__name__} is not supported: {_SUPPORTED}")
 
@@ -100,7 +101,7 @@ def _torchvision(model: Any, image_size: tuple[int, int] | None) -> Places | Non
     if not isinstance(model, VisionTransformer):
         return None
     own, patch = (model.image_size, model.image_size), model.patch_size
-    size = _size(image_size, own, hint="torchvision.models.vit_b_16(image_size=...)")
+    size = _size(image_size, own, hint="torchvision.models.vit_b_16(image_size=...), for square ones")
     blocks = cast(Any, model.encoder.layers)
     return Places(blocks, model.conv_proj, model.hidden_dim, 1, size, (size[0] // patch, size[1] // patch))
 
@@ -116,7 +117,7 @@ def _transformers(model: Any, image_size: tuple[int, int] | None) -> Places | No
         raise InputError(f"{name} of transformers is not supported: {_SUPPORTED}")
     lists = (part for part in model.modules() if isinstance(part, nn.ModuleList))
     blocks: Any = next(part for part in lists if len(part) == config.num_hidden_layers)
-    size, patch = _size(image_size, _pair(config.image_size), free=True), _pair(config.patch_size)
+    size, patch = _size(image_size, sides(config.image_size), free=True), sides(config.patch_size)
     prefix = _TRANSFORMERS[config.model_type] + getattr(config, "num_register_tokens", 0)
     grid = (size[0] // patch[0], size[1] // patch[1])
     return Places(blocks, model.get_input_embeddings(), config.hidden_size, prefix, size, grid)
@@ -129,13 +130,5 @@ def _size(asked: tuple[int, int] | None, own: Any, free: bool = False, hint: str
     if asked is None:
         return int(own[0]), int(own[1])
     if not free and asked != tuple(own):
-        raise InputError(f"the model takes pictures of {_by(own)}, not {_by(asked)}: build it with {hint}")
+        raise InputError(f"the model takes pictures of {size_text(own)}, not {size_text(asked)}: build it with {hint}")
     return asked
-
-
-def _pair(size: Any) -> tuple[int, int]:
-    return (size[0], size[1]) if isinstance(size, Sequence) else (size, size)
-
-
-def _by(size: Sequence[int]) -> str:
-    return f"{size[0]}x{size[1]}"

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from m2clip.adapters import STAdapter, TEDAdapter
 from m2clip.drop_in.models import Places, find_places
 from m2clip.errors import InputError
-from m2clip.kernels.ops.checks import check_count, check_grid
 from m2clip.kernels.preparation import prepare_once
+from m2clip.sizes import Size, sides, size_text
 from m2clip.towers.block import layer_range
 
 _ADAPTERS: dict[str, Any] = {"ted": TEDAdapter, "st": STAdapter}
@@ -30,7 +30,7 @@ def adapt(
     *,
     width: int = 384,
     layers: str = "all",
-    image_size: int | tuple[int, int] | None = None,
+    image_size: Size | str | None = None,
     backend: str = "auto",
     **options: bool,
 ) -> _M:
@@ -47,8 +47,8 @@ def adapt(
         adapter: "ted" or "st", see :class:`m2clip.TEDAdapter` and :class:`m2clip.adapters.STAdapter`.
         width: bottleneck width R.
         layers: which blocks have one: "all" or a 1-based range such as "7-12".
-        image_size: of the pictures, one number or (height, width); None is the size that the model says. It is for
-            models that take any size.
+        image_size: of the pictures, one number or (height, width), in pixels; None is the size that the model says. It
+            is for models that take any size.
         backend: kernel backend, see :func:`m2clip.kernels.ted_adapter`.
         options: switches of TEDAdapter: temporal, difference, shared_projection, sequential.
 
@@ -67,11 +67,7 @@ def adapt(
     for name in options.keys() - set(_OPTIONS[adapter]):
         known = ", ".join(_OPTIONS[adapter]) or "none"
         raise InputError(f"adapter {adapter!r} has no option {name!r}; its options are {known}")
-    try:
-        size = _pair(image_size)
-    except (TypeError, ValueError) as error:
-        raise InputError(str(error)) from None
-    places = find_places(model, size)
+    places = find_places(model, None if image_size is None else sides(image_size))
     foreign: Any = model
     if any(hasattr(block, "adapter") for block in places.blocks):
         raise InputError("the model has adapters already: build it again to have others")
@@ -124,13 +120,6 @@ def shape_of(model: nn.Module, places: Places) -> dict[str, Any]:
     }
 
 
-def _pair(size: Any) -> tuple[int, int] | None:
-    if size is None:
-        return None
-    height, width = check_grid(size) if isinstance(size, (tuple, list)) else (check_count("image_size", size),) * 2
-    return height, width
-
-
 # ---- hooks: functions of modules alone, so that models can be copied and pickled ----
 
 
@@ -147,7 +136,7 @@ def _check_pictures(patches: Any, args: tuple[Any, ...]) -> None:
     size = patches.m2clip_image_size
     if args and tuple(args[0].shape[-2:]) != size:
         raise ValueError(
-            f"the adapters are for pictures of {size[0]}x{size[1]}, got {tuple(args[0].shape)}: "
+            f"the adapters are for pictures of {size_text(size)}, got {tuple(args[0].shape)}: "
             "say another size in m2clip.adapt(image_size=...)"
         )
 

@@ -13,6 +13,7 @@ from m2clip.drop_in.models import find_places
 from m2clip.drop_in.placing import adapt, record_of, shape_of
 from m2clip.errors import InputError
 from m2clip.files.tensors import DamagedError, load_tensors, save_tensors
+from m2clip.sizes import sides
 
 _M = TypeVar("_M", bound=nn.Module)
 _ADAPTER = ".adapter."  # in the names of their parameters
@@ -54,7 +55,7 @@ def load(model: _M, path: str | Path) -> _M:
     """
     path = Path(path)
     tensors, record = _read(path)
-    setting = {**record["adapt"], "image_size": tuple(record["adapt"]["image_size"])}
+    setting = {**record["adapt"], "image_size": sides(record["adapt"]["image_size"])}
     if record_of(model) is None:
         _check_same(path, record["model"], shape_of(model, find_places(model, setting["image_size"])))
         _check_fit(path, model, {name: part for name, part in tensors.items() if _ADAPTER not in name})

@@ -16,13 +16,11 @@ def default_settings(model: Any, **views: Any) -> ClipSettings:
         views: fields of `ClipSettings` in place of the model's own.
 
     Raises:
-        InputError: a model for frames that are not square, or impossible fields.
+        InputError: impossible fields.
     """
-    height, width = model.image_size
-    if height != width:
-        raise InputError(f"the model takes images of {height}x{width} pixels: only square ones are supported")
+    own = {"num_frames": model.num_frames, "size": model.image_size}
     try:
-        return ClipSettings(**{**getattr(model, "views", {}), **views, "num_frames": model.num_frames, "size": height})
+        return ClipSettings(**{**getattr(model, "views", {}), **views, **own})
     except TypeError:
         known = ClipSettings.__dataclass_fields__
         unknown = next((name for name in views if name not in known), None)

@@ -22,6 +22,7 @@ from m2clip.evaluate.scoring import fuse_views
 from m2clip.methods.views import default_settings
 from m2clip.prediction.scores import head_scores, ranked
 from m2clip.prediction.windows import WindowSettings, check_evenly
+from m2clip.sizes import sides
 from m2clip.terminal import printable
 
 _ROUNDING = 1e-6
@@ -95,8 +96,7 @@ class RollingClip:
 
     def blank(self) -> Tensor:
         """Views of nothing."""
-        size = self._settings.size
-        views = self._cut(torch.zeros(1, 3, size, size, dtype=torch.uint8))
+        views = self._cut(torch.zeros(1, 3, *sides(self._settings.size), dtype=torch.uint8))
         return views.expand(-1, self._settings.num_frames, -1, -1, -1)
 
     def restart(self, seconds: float) -> None:
@@ -128,7 +128,7 @@ class RollingClip:
         return end
 
     def views(self, end: float) -> Tensor:
-        """(crops, T, 3, size, size) of the window that ends now."""
+        """(crops, T, 3, height, width) of the window that ends now."""
         times = np.array([seconds for seconds, _ in self._kept])
         wanted = end - self.windows.seconds + self._moments
         places = np.clip(np.searchsorted(times, wanted + _ROUNDING, side="right") - 1, 0, None)

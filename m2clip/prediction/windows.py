@@ -155,7 +155,7 @@ def _evenly(indices: np.ndarray, bounds: np.ndarray, duration: float) -> set[int
 
 
 def _window_views(video: Video, indices: np.ndarray, settings: ClipSettings) -> Iterator[tuple[int, Tensor]]:
-    """Windows by number, when their last frame is decoded, and their views (crops, T, 3, size, size).
+    """Windows by number, when their last frame is decoded, and their views (crops, T, 3, height, width).
 
     Resized frames wait in memory until the last window that has them. A window comes again where a decoder gives its
     frames again because the first ones were wrong.
@@ -176,7 +176,7 @@ def _window_views(video: Video, indices: np.ndarray, settings: ClipSettings) -> 
 
 
 def _grouped(windows: Iterator[tuple[int, Tensor]], size: int) -> Iterator[tuple[list[int], Tensor]]:
-    """Windows whose views share forward passes: their numbers and (n, crops, T, 3, size, size)."""
+    """Windows whose views share forward passes: their numbers and (n, crops, T, 3, height, width)."""
     group: dict[int, Tensor] = {}
     for number, views in windows:
         group[number] = views

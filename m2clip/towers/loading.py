@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from torch import Tensor, nn
 
 from m2clip.errors import InputError, Notice
 from m2clip.files.disk import is_file
+from m2clip.sizes import Size, sides, size_text
 from m2clip.towers.architectures import Architecture, build, checked, named_architecture, set_image_size
 from m2clip.towers.pictures import set_pictures
 from m2clip.towers.repositories import (
@@ -37,7 +36,7 @@ def load_clip(
     device: str = "cpu",
     tokenizer: str | Path | None = None,
     offline: bool = False,
-    image_size: int | str | Sequence[int] | None = None,
+    image_size: Size | str | None = None,
 ) -> nn.Module:
     """A CLIP in evaluation mode and fp32, remembering where it came from.
 
@@ -53,19 +52,19 @@ def load_clip(
         tokenizer: for architectures with a tokenizer of their own: its name on the Hugging Face hub, to download it, or
             a folder that holds it; None takes what an earlier download left on this machine.
         offline: take only what is on this machine, and download nothing.
-        image_size: of square images, or (height, width), also as "HEIGHTxWIDTH"; position embeddings are interpolated
-            as the library of the model does it. None for the model's own.
+        image_size: of square images, or (height, width), also as text, "224x320" (`m2clip.sizes`); position embeddings
+            are interpolated as the library of the model does it. None for the model's own.
 
     Raises:
         InputError: an unknown architecture or tag, or one of which no towers can be made; a missing or unreadable file;
             weights that were trained with another activation than the architecture has; weights or a tokenizer that are
             not there or cannot be downloaded.
     """
-    size = _size(image_size)
+    size = None if image_size is None else sides(image_size)
     if name in (TINY, *VICLIP):
         if tokenizer is not None:
             raise InputError(f"{name} has OpenAI's tokenizer, which is built in: leave the tokenizer out")
-        if size is not None:
+        if size is not None and name != TINY:
             raise InputError(f"{name} takes images of one size: leave image_size out")
     architecture = None
     if name == TINY:
@@ -73,7 +72,7 @@ def load_clip(
 
         if pretrained not in (None, "openai"):
             raise InputError(f"the CLIP {TINY!r} has weights of its own: leave out {str(pretrained)!r}")
-        clip, pretrained = tiny_clip().to(device), None
+        clip, pretrained = tiny_clip(size).to(device), None
     elif name in VICLIP:
         from m2clip.towers.viclip import load_viclip
 
@@ -100,38 +99,26 @@ def load_clip(
     named = {"pretrained": pretrained, "tokenizer": tokenizer}
     clip.m2clip_source = {"name": name} | {key: None if value is None else str(value) for key, value in named.items()}
     if size is not None:
-        clip.m2clip_source["image_size"] = f"{size[0]}x{size[1]}"
+        clip.m2clip_source["image_size"] = size_text(size)
     return clip.eval()
 
 
-def bare_clip(name: str) -> nn.Module:
+def bare_clip(name: str, image_size: Size | str | None = None) -> nn.Module:
     """A CLIP of :func:`load_clip` without weights, on the device meta, with any tokenizer: to count what it computes.
 
     Args:
         name: see there.
+        image_size: see there.
 
     Raises:
         InputError: as there, but for a tokenizer that is not on this machine.
     """
     if name in (TINY, *VICLIP) or is_repository(name):
-        return load_clip(name, None, "meta")
-    clip = checked(named_architecture(name, [TINY, *VICLIP]))
+        return load_clip(name, None, "meta", image_size=image_size)
+    size = None if image_size is None else sides(image_size)
+    clip = checked(named_architecture(name, [TINY, *VICLIP]), size)
     clip.m2clip_tokenizer = byte_pairs(clip)
     return clip.eval()
-
-
-def _size(image_size: int | str | Sequence[int] | None) -> tuple[int, int] | None:
-    """(height, width) of what a user says of the size of images."""
-    if image_size is None:
-        return None
-    numbers: Any = image_size
-    if isinstance(image_size, str):
-        numbers = [int(number) for number in re.findall(r"\d+", image_size)[:3]]
-        numbers = numbers if re.fullmatch(r"\d{1,5}(x\d{1,5})?", image_size) else []
-    numbers = [numbers] if isinstance(numbers, int) else list(numbers)
-    if len(numbers) not in (1, 2) or any(not isinstance(number, int) or number < 1 for number in numbers):
-        raise InputError(f"image_size={image_size!r}: write one number, or height and width as in 224x288")
-    return numbers[0], numbers[-1]
 
 
 def _open_clip_model(

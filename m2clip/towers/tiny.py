@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from m2clip.towers.pictures import set_pictures
+from m2clip.towers.sources import open_vision
 
 if TYPE_CHECKING:
     import open_clip
@@ -30,15 +31,21 @@ TINY_WEIGHTS = Path(__file__).parent.parent / "assets" / "tiny_clip.safetensors"
 EMBEDDING = "token_embedding.weight"
 
 
-def build_tiny_clip() -> open_clip.CLIP:
+def build_tiny_clip(image_size: tuple[int, int] | None = None) -> open_clip.CLIP:
     """Build the tiny CLIP with random weights.
+
+    Args:
+        image_size: (height, width) of its images; None for those of TINY_CONFIG.
 
     Returns:
         An `open_clip.CLIP` of TINY_CONFIG.
     """
     import open_clip
 
-    clip = open_clip.CLIP(**copy.deepcopy(TINY_CONFIG))
+    config = copy.deepcopy(TINY_CONFIG)
+    if image_size is not None:
+        config["vision_cfg"]["image_size"] = image_size
+    clip = open_clip.CLIP(**config)
     set_pictures(clip, interpolation="bilinear")  # as it was trained
     return clip
 
@@ -78,14 +85,21 @@ def unpack_state(packed: dict[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def tiny_clip() -> open_clip.CLIP:
+def tiny_clip(image_size: tuple[int, int] | None = None) -> open_clip.CLIP:
     """Load the bundled tiny CLIP.
 
+    Args:
+        image_size: (height, width) of its images, to which its position embedding is fitted; None for 48x48 pixels.
+
     Returns:
-        An `open_clip.CLIP` in eval mode and float32, for images of 48x48 pixels with CLIP's mean and deviation.
+        An `open_clip.CLIP` in eval mode and float32, for images with CLIP's mean and deviation.
     """
+    from open_clip.model import resize_pos_embed
     from safetensors.torch import load_file
 
-    model = build_tiny_clip()
-    model.load_state_dict(unpack_state(load_file(TINY_WEIGHTS)))
+    model = build_tiny_clip(image_size)
+    open_vision(model)  # which refuses impossible sizes
+    state = unpack_state(load_file(TINY_WEIGHTS))
+    resize_pos_embed(state, model)
+    model.load_state_dict(state)
     return model.eval()

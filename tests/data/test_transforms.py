@@ -19,7 +19,7 @@ from m2clip.data.transforms import (
     EvalTransform,
     TrainTransform,
     TransformSettings,
-    _short_side,
+    _cover,
     statistics_name,
 )
 from m2clip.errors import InputError
@@ -198,8 +198,8 @@ def test_the_long_side_is_rounded_or_rounded_down(
     shape: tuple[int, int], standard: tuple[int, int], authors: tuple[int, int]
 ) -> None:
     frames = torch.zeros(1, 3, *shape, dtype=torch.uint8)
-    assert _short_side(frames, 224, TransformSettings()).shape[-2:] == standard
-    assert _short_side(frames.float(), 224, TransformSettings()).shape[-2:] == authors
+    assert _cover(frames, (224, 224), TransformSettings()).shape[-2:] == standard
+    assert _cover(frames.float(), (224, 224), TransformSettings()).shape[-2:] == authors
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_multi_scale_crop_takes_every_size_and_place() -> None:
     rng, seen = random.Random(0), set()
     for _ in range(2000):
         # Resized to 300, a crop's first and last pixels tell where it began and ended.
-        crop = multi_scale.multi_scale_crop(frames, 300, False, rng)[0, :2].int()
+        crop = multi_scale.multi_scale_crop(frames, (300, 300), False, rng)[0, :2].int()
         seen.add((*crop[:, 0, 0].tolist(), *crop[:, -1, -1].tolist()))
     sides = (200, 175, 150, 132)
     expected = set()
@@ -335,7 +335,7 @@ def test_randaugment_draws_every_operation_and_often_none(monkeypatch: pytest.Mo
         ),
         ({"normalize": "none"}, "normalize must be one of clip, imagenet"),
         ({"crops": 2}, "crops must be one of 1, 3, m2clip4, not 2"),
-        ({"size": 0}, "size must be at least 1 pixel"),
+        ({"size": 0}, "size: height and width must be from 1 to 8192 pixels each"),
         ({"transform": "bicubic"}, "transform must be one of standard, authors, not 'bicubic'"),
     ],
 )

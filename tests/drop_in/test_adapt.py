@@ -187,8 +187,9 @@ def test_clips_that_do_not_fit_are_refused() -> None:
         ({"layers": "none"}, "write"),
         ({"layers": 2}, "write"),
         ({"image_size": 48}, "the model takes pictures of 32x32, not 48x48: build it with timm"),
-        ({"image_size": "48"}, "image_size must be an integer"),
-        ({"image_size": (4, 0, 4)}, "grid"),
+        ({"image_size": "32x48"}, "the model takes pictures of 32x32, not 32x48: build it with timm"),
+        ({"image_size": (48, 0)}, "image_size: height and width must be from 1 to 8192 pixels each"),
+        ({"image_size": (4, 0, 4)}, "image_size: write one number, or height and width as in 224x320"),
     ],
 )
 def test_mistakes_are_told_in_one_line_and_change_nothing(options: dict[str, Any], told: str) -> None:

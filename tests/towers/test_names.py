@@ -140,8 +140,11 @@ def test_position_embeddings_are_fitted_to_other_images_as_the_library_does(
         ("nllb-clip-base", {}, "has a tokenizer of its own, facebook/nllb-200-distilled-600M"),
         ("ViT-B-16-SigLIP", {"pretrained": "webli"}, "has a tokenizer of its own, timm/ViT-B-16-SigLIP"),
         ("ViT-B-32", {"pretrained": None, "image_size": "wide"}, "write one number, or height and width"),
-        ("ViT-B-32", {"pretrained": None, "image_size": 0}, "write one number, or height and width"),
-        ("tiny", {"image_size": 32}, "takes images of one size"),
+        ("ViT-B-32", {"pretrained": None, "image_size": 0}, "height and width must be from 1 to 8192 pixels"),
+        ("ViT-B-32", {"pretrained": None, "image_size": (64, 16)}, "images of 64x16 pixels are smaller than a patch"),
+        ("PE-Core-T-16-384", {"pretrained": None, "image_size": 8}, "images of 8x8 pixels are smaller than a patch"),
+        ("tiny", {"image_size": (4, 48)}, "images of 4x48 pixels are smaller than a patch"),
+        ("ViCLIP-B-16", {"pretrained": None, "image_size": 32}, "takes images of one size"),
     ],
 )
 def test_names_that_cannot_be_used_are_refused_in_one_line_before_a_download(

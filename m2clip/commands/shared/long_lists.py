@@ -11,7 +11,7 @@ from m2clip.commands.shared.output import print_failures, print_json, print_line
 from m2clip.commands.shared.parsing import (
     add_clip,
     add_device,
-    add_frames,
+    add_frozen,
     add_json,
     add_reading,
     add_views,
@@ -59,7 +59,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument("--run", dest="run_folder", help="run folder (default: frozen CLIP)")
     add_clip(parser)
-    add_frames(parser)
+    add_frozen(parser)
     add_views(parser)
 
 

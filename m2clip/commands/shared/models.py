@@ -56,8 +56,10 @@ def open_run(folder: Path, args: argparse.Namespace, class_names: list[str] | No
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such run folder; m2clip train writes one")
-    if getattr(args, "frames", None) is not None:
-        raise InputError(f"--frames is for frozen CLIP: clips for {folder} are as long as those it was trained on")
+    for option in ("frames", "image_size"):
+        if getattr(args, option, None) is not None:
+            name = option.replace("_", "-")
+            raise InputError(f"--{name} is for frozen CLIP: {folder} takes clips like those it was trained on")
     from m2clip.checkpoints.adapters import load_adapters, read_adapter_config
 
     if args.clip is None and args.pretrained is None and args.tokenizer is None:
@@ -91,7 +93,7 @@ def candidates(args: argparse.Namespace, model: VideoModel) -> list[tuple[str, V
 
 
 def open_frozen(args: argparse.Namespace, class_names: Sequence[str]) -> VideoModel:
-    """Frozen CLIP, from --clip, --pretrained and --frames.
+    """Frozen CLIP, from --clip, --pretrained, --image-size and --frames.
 
     Raises:
         InputError: a CLIP that cannot be opened.
@@ -101,7 +103,7 @@ def open_frozen(args: argparse.Namespace, class_names: Sequence[str]) -> VideoMo
 
     name = args.clip or DEFAULT_CLIP
     _check_pretrained(args, name)
-    clip = load_clip(name, args.pretrained or "openai", tokenizer=args.tokenizer)
+    clip = load_clip(name, args.pretrained or "openai", tokenizer=args.tokenizer, image_size=args.image_size)
     return create_model("clip", clip, class_names=list(class_names), num_frames=args.frames or FRAMES)
 
 

@@ -90,7 +90,7 @@ def _described(setting: Setting) -> dict[str, Any]:
     kind = next(part for part in get_args(hint) if part is not type(None)) if optional else get_origin(hint) or hint
     default = setting.default if isinstance(setting.default, str) else json.dumps(setting.default)
     facts = [f"default: {default}"]
-    if kind in (int, float):
+    if kind in (int, float) and setting.read is None:
         bounds = {"{} or more": setting.at_least, "above {}": setting.above}
         bounds |= {"{} or less": setting.at_most, "below {}": setting.below}
         within = [words.format(bound) for words, bound in bounds.items() if bound is not None]

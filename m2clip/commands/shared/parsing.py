@@ -10,6 +10,8 @@ from typing import Any, NoReturn, get_args
 
 from m2clip.choices import Crops, OnError, Precision, Sampling, Statistics, Transform
 from m2clip.config_fields import RunConfig, settings_of
+from m2clip.errors import InputError
+from m2clip.sizes import sides
 from m2clip.terminal import printable
 
 DEFAULT_CLIP = "ViT-B-16-quickgelu"
@@ -172,10 +174,21 @@ def add_clip(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_frames(parser: Any) -> None:
-    """--frames of frozen CLIP."""
+def add_frozen(parser: Any) -> None:
+    """--frames and --image-size of frozen CLIP."""
     parser.add_argument(
         "--frames", type=as_field("data.num_frames"), help=f"frames of a clip for frozen CLIP (default: {FRAMES})"
+    )
+    add_image_size(parser, "frames for frozen CLIP")
+
+
+def add_image_size(parser: Any, what: str) -> None:
+    """--image-size of `what`."""
+    parser.add_argument(
+        "--image-size",
+        type=picture_size,
+        metavar="SIZE",
+        help=f"of {what}, in pixels: 224, or height and width as in 224x320 (default: the CLIP's own)",
     )
 
 
@@ -210,6 +223,14 @@ def as_field(name: str, least: int | None = None) -> Callable[[str], int]:
     """
     setting = settings_of(RunConfig)[name]
     return partial(_whole, least=setting.at_least if least is None else least, most=setting.at_most)
+
+
+def picture_size(text: str) -> tuple[int, int]:
+    """(height, width), as "224" or "224x320"."""
+    try:
+        return sides(text, "the size")
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def seconds(text: str) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from m2clip.errors import InputError
+from m2clip.sizes import size_text
 from m2clip.towers.parts import Text, Vision
 
 
@@ -32,6 +33,8 @@ def open_vision(model: Any) -> Vision:
     for opener in (open_clip_vision, timm_vision, transformers_vision):
         found = opener(visual)
         if found is not None:
+            if 0 in found.stem.grid:
+                raise InputError(f"images of {size_text(found.stem.image_size)} pixels are smaller than a patch")
             return found
     raise InputError(f"vision models of type {type(visual).__name__} are not supported: use a CLIP ViT")
 

@@ -34,7 +34,7 @@ class TimmVision(VisionStem):
             self.ln_tokens, self.ln_post = trunk.fc_norm, trunk.norm
         self.head = nn.Sequential(trunk.head, visual.head)
         self.image_size, self.grid = tuple(trunk.patch_embed.img_size), tuple(trunk.patch_embed.grid_size)
-        height, width = (size // count for size, count in zip(self.image_size, self.grid, strict=True))
+        height, width = (size // max(count, 1) for size, count in zip(self.image_size, self.grid, strict=True))
         self.patch_size = (height, width)
         self.num_prefix_tokens = trunk.num_prefix_tokens
         self.width = self.pooled_width = trunk.embed_dim

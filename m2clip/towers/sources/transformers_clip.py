@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from m2clip.errors import InputError
+from m2clip.sizes import size_text
 from m2clip.towers.attention import TransformersAttention
 from m2clip.towers.parts import BlockParts, Text, TextStem, Vision, VisionStem
 
@@ -102,7 +103,7 @@ def transformers_vision(model: Any) -> Vision | None:
         raise InputError("a SigLIP without the head of its vision model has no features of images")
     size, patch = getattr(model, "m2clip_image_size", None), model.config.vision_config.patch_size
     if size is not None and any(side % patch for side in size):
-        raise InputError(f"images of {size[0]}x{size[1]} are not made of patches of {patch}x{patch}")
+        raise InputError(f"images of {size_text(size)} are not made of patches of {size_text(patch)}")
     return Vision(TransformersVision(model), _blocks(model.vision_model))
 
 
