@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from m2clip.errors import InputError
+from m2clip.sizes import size_text
 from m2clip.towers.sources import open_text, open_vision
 from m2clip.towers.text_models import described
 from m2clip.towers.weight_files import first_line
@@ -139,10 +140,19 @@ def build(
 
 
 def set_image_size(clip: Any, image_size: tuple[int, int] | None) -> None:
-    """Let a model that has its weights take images of another size, where that is not done when it is built."""
+    """Let a model that has its weights take images of another size, where that is not done when it is built.
+
+    Raises:
+        InputError: timm cannot fit it to the size.
+    """
     if image_size is not None and hasattr(clip.visual, "set_input_size"):
-        with quiet():
-            clip.visual.set_input_size(image_size)
+        try:
+            with quiet():
+                clip.visual.set_input_size(image_size)
+        except Exception as error:  # of timm, about models of any kind
+            raise InputError(
+                f"timm cannot fit it to images of {size_text(image_size)} pixels: {first_line(error)}"
+            ) from None
 
 
 def checked(architecture: Architecture, image_size: tuple[int, int] | None = None) -> Any:
