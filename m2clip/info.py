@@ -10,7 +10,7 @@ from importlib import metadata
 from typing import Any
 
 from m2clip.errors import InputError
-from m2clip.sizes import Size, size_text
+from m2clip.sizes import AnySize, size_text
 
 PACKAGES = (
     "torch",
@@ -120,7 +120,7 @@ def model_size(
     class_names: Sequence[str],
     method: str = "m2clip",
     preset: str | None = None,
-    image_size: Size | str | None = None,
+    image_size: AnySize | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Parameters and multiply-adds of a model that is built on the meta device: no weights, no memory, no download.

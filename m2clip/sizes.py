@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 from m2clip.errors import InputError
 
 Size: TypeAlias = int | tuple[int, int]  # of square pictures, or (height, width), in pixels
+AnySize: TypeAlias = int | str | Sequence[int]  # as users write it
 MOST = 8192  # of a side
 _WRITTEN = re.compile(r"(\d{1,5})(?:x(\d{1,5}))?")
 

@@ -15,7 +15,7 @@ from m2clip.adapters import STAdapter, TEDAdapter
 from m2clip.drop_in.models import Places, find_places
 from m2clip.errors import InputError
 from m2clip.kernels.preparation import prepare_once
-from m2clip.sizes import Size, sides, size_text
+from m2clip.sizes import AnySize, sides, size_text
 from m2clip.towers.block import layer_range
 
 _ADAPTERS: dict[str, Any] = {"ted": TEDAdapter, "st": STAdapter}
@@ -30,7 +30,7 @@ def adapt(
     *,
     width: int = 384,
     layers: str = "all",
-    image_size: Size | str | None = None,
+    image_size: AnySize | None = None,
     backend: str = "auto",
     **options: bool,
 ) -> _M:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from m2clip.errors import InputError, Notice
 from m2clip.files.disk import is_file
-from m2clip.sizes import Size, sides, size_text
+from m2clip.sizes import AnySize, sides, size_text
 from m2clip.towers.architectures import Architecture, build, checked, named_architecture, set_image_size
 from m2clip.towers.pictures import set_pictures
 from m2clip.towers.repositories import (
@@ -36,7 +36,7 @@ def load_clip(
     device: str = "cpu",
     tokenizer: str | Path | None = None,
     offline: bool = False,
-    image_size: Size | str | None = None,
+    image_size: AnySize | None = None,
 ) -> nn.Module:
     """A CLIP in evaluation mode and fp32, remembering where it came from.
 
@@ -103,7 +103,7 @@ def load_clip(
     return clip.eval()
 
 
-def bare_clip(name: str, image_size: Size | str | None = None) -> nn.Module:
+def bare_clip(name: str, image_size: AnySize | None = None) -> nn.Module:
     """A CLIP of :func:`load_clip` without weights, on the device meta, with any tokenizer: to count what it computes.
 
     Args:
