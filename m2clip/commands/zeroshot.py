@@ -145,14 +145,20 @@ def _score_parts(
     from m2clip.commands.shared.scoring import score_one
     from m2clip.config_fields import deciding
     from m2clip.evaluate.results import EvalResult
+    from m2clip.evaluate.tables import PREDICTIONS, write_predictions
     from m2clip.plots import pictures as plots
     from m2clip.protocols import comparisons as protocols
+    from m2clip.protocols.runs import slug
 
     first = next(iter(candidates))
 
     def score(name: str, model: VideoModel, part: ScoredSet) -> EvalResult:
         off = args.adapters_off if name == first else ()
-        return score_one(args, device, config, part.annotations, name, model, part.class_names, off)
+        found = score_one(args, device, config, part.annotations, name, model, part.class_names, off)
+        if distributed.is_main():
+            path = output / stem / f"{slug(name)}_{slug(part.name)}_{PREDICTIONS}"
+            write_predictions(found, part.annotations.items, path, "zero-shot")
+        return found
 
     settings = deciding(config, "views", "scores")
     settings |= {"precision": args.precision, "adapters off": list(args.adapters_off)}

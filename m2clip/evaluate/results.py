@@ -4,24 +4,57 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from statistics import fmean
+from typing import Any, NamedTuple, get_args
 
 from m2clip.choices import OnError
 from m2clip.files.disk import write_json
 
 ON_ERROR = get_args(OnError)
 HEADS = ("supervised", "zero-shot")
+BEST = 5  # classes of an answer
+
+
+class Answer(NamedTuple):
+    """What a head says of a video.
+
+    Attributes:
+        best: the most probable classes and their scores, best first, `BEST` of them or all.
+        place: of the true class among all classes, counted from 0.
+        true_score: score of the true class.
+    """
+
+    best: tuple[tuple[int, float], ...]
+    place: int
+    true_score: float
+
+    @property
+    def predicted(self) -> int:
+        """The most probable class."""
+        return self.best[0][0]
+
+    @property
+    def score(self) -> float:
+        """Its score."""
+        return self.best[0][1]
 
 
 @dataclass(frozen=True)
 class VideoScore:
-    """One video's outcome: `ranked` maps a head to (predicted class, place of the true class counted from 0)."""
+    """One video's outcome.
+
+    Attributes:
+        index: of the video in its list.
+        label: its true class.
+        answers: by head what it says; empty where there is an error.
+        error: why there is no answer.
+    """
 
     index: int
     label: int
-    ranked: dict[str, tuple[int, int]]
+    answers: dict[str, Answer]
     error: str | None = None
 
 
@@ -58,6 +91,16 @@ class HeadScores:
     confusion: list[list[int]]
     unreadable: list[int]
 
+    @property
+    def mean_class(self) -> float:
+        """Mean of `per_class` over the classes with videos: each class counts the same, however many it has."""
+        return fmean(right for right in self.per_class if right is not None)
+
+    @property
+    def empty_classes(self) -> int:
+        """How many classes have no video, and are no part of `mean_class`."""
+        return self.per_class.count(None)
+
 
 @dataclass(frozen=True)
 class EvalResult:
@@ -73,6 +116,7 @@ class EvalResult:
         fusion, normalisation, prompt: how views were joined, frames normalised and class names phrased.
         list_hash, list_length: identity of the list of videos.
         name: what was evaluated, for tables.
+        videos: what was found of each video, in the order of the list.
     """
 
     class_names: list[str]
@@ -91,6 +135,7 @@ class EvalResult:
     list_length: int
     name: str = "model"
     adapters_off: list[str] = field(default_factory=list)
+    videos: list[VideoScore] = field(default_factory=list)
 
     @property
     def heads(self) -> dict[str, HeadScores]:
@@ -102,6 +147,11 @@ class EvalResult:
     def main(self) -> HeadScores:
         """The head that predictions are read from: supervised where it exists, else zero-shot."""
         return next(iter(self.heads.values()))
+
+    @property
+    def main_head(self) -> str:
+        """The name of the main head."""
+        return next(iter(self.heads))
 
     @property
     def top1(self) -> float:
@@ -131,8 +181,13 @@ class EvalResult:
         return " | ".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON types."""
-        return asdict(self)
+        """Everything but `videos` as JSON types, with the mean class accuracy of each head."""
+        value = asdict(replace(self, videos=[]))
+        del value["videos"]
+        for field_name, scores in (("supervised", self.supervised), ("zero_shot", self.zero_shot)):
+            if scores is not None:
+                value[field_name] |= {"mean_class": scores.mean_class, "empty_classes": scores.empty_classes}
+        return value
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the result as JSON, under a temporary name first; returns the path."""
@@ -154,11 +209,11 @@ def head_scores(scores: Sequence[VideoScore], head: str, num_classes: int, on_er
     import torch
 
     counted = [score for score in scores if on_error == "wrong" or score.error is None]
-    answered = [score for score in counted if head in score.ranked]
+    answered = [score for score in counted if head in score.answers]
     total = len(counted)
-    places = [score.ranked[head][1] for score in answered]
+    places = [score.answers[head].place for score in answered]
     labels = torch.tensor([score.label for score in answered], dtype=torch.int64)
-    predicted = torch.tensor([score.ranked[head][0] for score in answered], dtype=torch.int64)
+    predicted = torch.tensor([score.answers[head].predicted for score in answered], dtype=torch.int64)
     confusion = (labels * num_classes + predicted).bincount(minlength=num_classes**2).view(num_classes, num_classes)
     videos = torch.tensor([score.label for score in counted], dtype=torch.int64).bincount(minlength=num_classes)
     per_class = [

@@ -16,7 +16,7 @@ from m2clip.data.lists.class_names import name_list
 from m2clip.data.loading import TIMEOUT, load
 from m2clip.data.transforms import statistics_name
 from m2clip.errors import InputError
-from m2clip.evaluate.results import ON_ERROR, EvalResult, Failure, VideoScore, head_scores
+from m2clip.evaluate.results import BEST, ON_ERROR, Answer, EvalResult, Failure, VideoScore, head_scores
 
 FUSION = "mean of softmax over views"
 
@@ -102,7 +102,7 @@ def evaluate_model(
         raise InputError(f"{failures[0].describe()} (--on-error skip or wrong continues without it)")
 
     views = dataset.settings
-    heads = {head for score in scores for head in score.ranked}
+    heads = {head for score in scores for head in score.answers}
     if not heads:
         raise InputError(f"none of the {len(scores)} videos could be scored; the first: {failures[0].describe()}")
     return EvalResult(
@@ -123,6 +123,7 @@ def evaluate_model(
         list_length=len(items),
         name=name or model.method,
         adapters_off=list(adapters_off),
+        videos=scores,
     )
 
 
@@ -269,14 +270,18 @@ def _score_videos(
     for number, item in enumerate(readable):
         fused = {head: fuse_views(views[number]) for head, views in parts.items()}
         finite = all(bool(torch.isfinite(values).all()) for values in fused.values())
-        ranked = {head: rank_classes(values).tolist() for head, values in fused.items()} if finite else {}
         # A NaN compares as smaller than nothing: without this a diverged model would be scored as if it had answered.
         error = None if finite else "the model's scores are not finite numbers"
         label = int(item["label"])
-        places = {head: order.index(label) for head, order in ranked.items()}
-        yield VideoScore(
-            int(item["index"]), label, {head: (order[0], places[head]) for head, order in ranked.items()}, error
-        )
+        answers = {head: _answer(values, label) for head, values in fused.items()} if finite else {}
+        yield VideoScore(int(item["index"]), label, answers, error)
+
+
+def _answer(probabilities: Tensor, label: int) -> Answer:
+    """What the probabilities (C,) of a head say of a video of class `label`."""
+    order = rank_classes(probabilities).tolist()
+    best = tuple((number, float(probabilities[number])) for number in order[:BEST])
+    return Answer(best, order.index(label), float(probabilities[label]))
 
 
 def _check_labels(items: Sequence[Any], names: list[str]) -> None:

@@ -3,22 +3,26 @@
 A folder is bound to one work by a manifest, a sealed record of all that decides the result. A call that finds another
 one's manifest refuses the folder; a call that finds its own resumes with what has no intact file yet.
 
-Single files of results carry a digest, or a picture the name of this program. So a call tells an earlier result, which
-it may replace, from what a user has put there or changed.
+Single files of results carry a digest, or a picture the name of this program; of tables the digests are kept in a
+hidden file beside them. So a call tells an earlier result, which it may replace, from what a user has put there or
+changed.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from m2clip.errors import InputError
-from m2clip.files.disk import open_regular, read_json, seal, unseal, write_json
+from m2clip.files.disk import file_digest, open_regular, read_json, seal, unseal, write_json, write_text
 
 MANIFEST = "manifest.json"
+TABLES = ".tables"
 PROGRAM = b"Software\0m2clip"  # of a picture, as PNG says it
 
 
@@ -84,11 +88,26 @@ def write_result(result: dict[str, Any], path: Path) -> Path:
     return write_json(seal(result), path)
 
 
+def write_csv(rows: Iterable[Sequence[Any]], path: Path) -> Path:
+    """Write rows as csv (RFC 4180, UTF-8) that `check_replaceable` knows again; returns the path."""
+    from hashlib import sha256
+
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    # A file name that is not UTF-8 has halves of characters in Python.
+    content = text.getvalue().encode("utf-8", "backslashreplace").decode()
+    known = read_record(path.parent / TABLES)
+    # The digest is kept first, beside that of the table which is there: a kill in between leaves one that is known.
+    known[path.name] = [*known.get(path.name, [])[-1:], sha256(content.encode()).hexdigest()]
+    write_json(seal(known), path.parent / TABLES)
+    return write_text(content, path)
+
+
 def check_replaceable(*paths: Path, option: str = "--output") -> None:
     """Refuse, before the work, to replace a file that is no earlier result, or one that was changed since.
 
     Args:
-        paths: JSON (`write_result`) and PNG (`m2clip.plots.style.save`) files; they need not exist.
+        paths: JSON (`write_result`), csv (`write_csv`) and PNG (`m2clip.plots.style.save`) files, or none yet.
         option: how their place is chosen, for the message.
 
     Raises:
@@ -103,13 +122,16 @@ def check_replaceable(*paths: Path, option: str = "--output") -> None:
 
 
 def _is_result(path: Path) -> bool:
-    if path.suffix.lower() != ".png":
-        return bool(read_record(path))
+    kind = path.suffix.lower()
     try:
-        with open_regular(path) as file:
-            return PROGRAM in file.read(1024)
+        if kind == ".csv":
+            return file_digest(path) in read_record(path.parent / TABLES).get(path.name, [])
+        if kind == ".png":
+            with open_regular(path) as file:
+                return PROGRAM in file.read(1024)
     except OSError:
         return False
+    return bool(read_record(path))
 
 
 def remove_partial_files(folder: Path, deep: bool = False) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,9 +83,13 @@ def save(drawn: Any, path: str | os.PathLike[str]) -> Path:
 
 
 def short(text: str, length: int) -> str:
-    """The text on one line, cut to a number of characters with an ellipsis."""
+    """The text on one line, cut with an ellipsis to what so many narrow characters take; East Asian ones are wide."""
     text = printable(text)
-    return text if len(text) <= length else text[: length - 1].rstrip() + "…"
+    widths = [2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text]
+    if sum(widths) <= length:
+        return text
+    fitting = sum(width <= length - 1 for width in accumulate(widths))
+    return text[:fitting].rstrip() + "…"
 
 
 def strip_grid(number: int) -> tuple[int, int]:

@@ -22,6 +22,7 @@ from m2clip.data.lists.splits import WrittenList, write_list
 from m2clip.errors import InputError
 from m2clip.evaluate.results import EvalResult
 from m2clip.evaluate.scoring import evaluate_model
+from m2clip.evaluate.tables import PREDICTIONS, write_predictions
 from m2clip.files.disk import file_digest, seal, write_json
 from m2clip.files.folders import check_apart
 from m2clip.files.kept_work import check_replaceable, plain, read_record, write_result
@@ -224,7 +225,9 @@ class ProtocolFolder:
     def score(
         self, what: str, model: VideoModel, config: RunConfig, parts: Sequence[ScoredSet], folder: Path
     ) -> dict[str, Any]:
-        """Evaluate a model on every part; the whole results go to eval_<part>.json in the folder."""
+        """Evaluate a model on every part; eval_<part>.json in the folder has the result, eval_<part>_predictions.csv
+        what is predicted of each video.
+        """
         precision = config.optim.precision
         model = model.to(self.device)
         if precision != "fp32" and self.device.type == "cuda":
@@ -246,6 +249,7 @@ class ProtocolFolder:
                 )
             if distributed.is_main():
                 result.save(folder / f"eval_{part.name}.json")
+                write_predictions(result, part.annotations.items, folder / f"eval_{part.name}_{PREDICTIONS}")
             scores[part.name] = brief(result)
         return scores
 

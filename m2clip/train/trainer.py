@@ -17,6 +17,7 @@ from m2clip.checkpoints.adapters import save_adapters
 from m2clip.config import RunConfig, save_config, validate
 from m2clip.data.seeds import mix_seeds
 from m2clip.errors import InputError
+from m2clip.evaluate.tables import VALIDATION
 from m2clip.files.kept_work import check_same, remove_partial_files
 from m2clip.kernels import choices
 from m2clip.towers.precision import prepare_kernels
@@ -408,8 +409,11 @@ class _Trainer:
         self.model.train()
         if not distributed.is_main():
             return
-        if config.keep == "best" and found.top1 >= max((float(row["val_top1"]) for row in rows), default=-1.0):
+        best = found.top1 >= max((float(row["val_top1"]) for row in rows), default=-1.0)
+        if config.keep == "best" and best:
             self.save_adapters()
+        if found.save_predictions is not None and (best or config.keep == "last"):
+            found.save_predictions(self.folder / VALIDATION)
         found.save(self.folder / f"eval_epoch_{progress.epoch:03d}.json")
         self.log.write(progress.step, progress.epoch, found.columns)
         self.log.say(f"epoch {progress.epoch}: {found.line}")

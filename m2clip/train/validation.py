@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from m2clip.data.episode_clips import EpisodeVideos
 from m2clip.data.episodes import EpisodeShape, draw_episodes
 from m2clip.evaluate.episodes import evaluate_episodes
 from m2clip.evaluate.scoring import evaluate_model
+from m2clip.evaluate.tables import write_predictions
 from m2clip.methods import VideoModel
 
 
@@ -27,12 +29,14 @@ class Validation:
         columns: numbers for metrics.csv: val_top1, and by head.
         line: what to tell.
         save: writes the whole result to a file.
+        save_predictions: writes what is predicted of each video to a file; None where episodes are scored.
     """
 
     top1: float
     columns: dict[str, float]
     line: str
     save: Callable[[Path], Any]
+    save_predictions: Callable[[Path], Any] | None = None
 
 
 def score(
@@ -67,12 +71,13 @@ def score(
         timeout=config.data.timeout,
         progress=progress,
     )
-    columns = {"val_top1": result.top1}
+    columns = {"val_top1": result.top1, "val_mean_class": result.main.mean_class}
     if result.top5 is not None:
         columns["val_top5"] = result.top5
     columns |= {f"val_top1_{head.replace('-', '_')}": scores.top1 for head, scores in result.heads.items()}
     line = f"top-1 {result.top1:.4f} of {result.denominator} videos"
-    return Validation(result.top1, columns, line, result.save)
+    predictions = partial(write_predictions, result, videos.annotations.items)
+    return Validation(result.top1, columns, line, result.save, predictions)
 
 
 def _by_episodes(model: VideoModel, videos: Any, config: RunConfig, device: torch.device) -> Validation:

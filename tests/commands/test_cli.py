@@ -97,11 +97,18 @@ def test_eval_prints_and_writes(capfd: pytest.CaptureFixture[str], folder: Path,
     assert code == 0
     assert "M2-CLIP" in out and "frozen CLIP" in out and "supervised" in out
     assert "views: 2 clips x 3 crops" in out and "denominator: 6" in out and "failures: 1" in out
-    assert "5.mp4" in out
+    assert "5.mp4" in out and "class, worst first" in out and "mean class %" in out
     saved = json.loads((tmp_path / "eval_val.json").read_text())["results"]
     assert [result["name"] for result in saved] == ["M2-CLIP", "frozen CLIP"]
     assert saved[1]["supervised"] is None
+    assert saved[0]["supervised"]["mean_class"] == sum(saved[0]["supervised"]["per_class"]) / 5
     assert (tmp_path / "eval_val_confusion.png").stat().st_size > 5000
+    # At most one class is right of a random model's five videos, so there are mistakes to draw.
+    assert (tmp_path / "eval_val_mistakes.png").stat().st_size > 5000
+    rows = (tmp_path / "eval_val_predictions.csv").read_text(encoding="utf-8").splitlines()
+    assert [row.split(",")[0] for row in rows[1:]] == [str(folder / "videos" / f"{number}.mp4") for number in range(6)]
+    assert len((tmp_path / "eval_val_classes.csv").read_text(encoding="utf-8").splitlines()) == 1 + len(NAMES)
+    assert all(str(path) in out for path in tmp_path.iterdir() if not path.name.startswith("."))
 
 
 def test_eval_json_is_all_that_is_printed(capfd: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ pytestmark = pytest.mark.usefixtures("tiny")
     [
         ("eval {run} --list {list}", "run/eval_val.json"),
         ("eval {run} --list {list} --output {out}", "out/eval_val_confusion.png"),
+        ("eval {run} --list {list} --output {out}", "out/eval_val_predictions.csv"),
+        ("compare {table} {table} --out {out}/changed.csv", "out/changed.csv"),
         ("zeroshot {run} --list {list} --classes {classes} --output {out}", "out/zeroshot_classes_val.json"),
         (
             "zeroshot {run} --list {list} --classes {classes} --halves 2 --output {out}",
@@ -41,6 +43,8 @@ def test_no_file_of_somebody_else_is_replaced(
     (tmp_path / name).write_text("years of work")
     places = {"run": run, "out": tmp_path / "out", "list": folder / "val.txt", "classes": folder / "classes.csv"}
     places["video"] = folder / "videos" / "0.mp4"
+    places["table"] = tmp_path / "predictions.csv"
+    places["table"].write_text("path,true,predicted\na,b,b\n")
     said = one_line(call(capfd, *(word.format(**places) for word in words.split())))
     assert f"{tmp_path / name} is there already" in said and "move it away, or give another" in said
     assert (tmp_path / name).read_text() == "years of work"
@@ -71,6 +75,7 @@ def test_no_file_of_somebody_else_is_replaced(
             "{videos}/x",
         ),
         ("convert", "{run}", "{run}/adapters.safetensors", "--to", "authors"),
+        ("compare", "{list}", "{list}", "--out", "{list}"),
     ],
     ids=lambda words: words[0],
 )

@@ -62,9 +62,12 @@ def test_a_folder_becomes_a_run(
     assert out.index("unreadable") < out.index("24 steps") < out.index("epoch 1") < out.index("worst first")
     run = tmp_path / "runs" / "videos"
     names = {"adapters.safetensors", "val.json", "val_confusion.png", "curves.png", "metrics.csv", "lists"}
+    names |= {"val_predictions.csv", "val_classes.csv"}
     assert names <= {path.name for path in run.iterdir()}
     (result,) = json.loads((run / "val.json").read_text())["results"]
     assert result["denominator"] == 4 and result["supervised"]["top1"] >= 0.75
+    mistakes = result["supervised"]["top1"] < 1
+    assert (run / "val_mistakes.png").exists() == mistakes != ("there is no picture of mistakes" in out)
 
     # The command that is printed at the end works as it is pasted.
     program, *words = shlex.split(out.splitlines()[-1].removeprefix("use it: "))
@@ -121,8 +124,8 @@ def test_what_is_no_video_and_no_recipe(
 
 def test_the_commands_of_the_page() -> None:
     page = (Path(__file__).parents[2] / "docs" / "own_videos.md").read_text(encoding="utf-8")
-    commands = re.findall(r"(?:^|`|\$ )(m2clip (?:train|predict|eval) [^`\n]+)", page, re.MULTILINE)
-    assert len(commands) == 6
+    commands = re.findall(r"(?:^|`|\$ )(m2clip (?:train|predict|eval|compare) [^`\n]+)", page, re.MULTILINE)
+    assert len(commands) == 9
     for command in (command for command in commands if "--help" not in command):
         parsed, rest = build_parser().parse_known_args(shlex.split(command)[1:])
         if parsed.command == "train":

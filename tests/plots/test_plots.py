@@ -10,7 +10,9 @@ import torch
 from m2clip.errors import InputError, Notice
 from m2clip.plots import pictures as plots
 from m2clip.plots.confusion import confusion_matrix
+from m2clip.plots.mistakes import Mistake, contact_sheet
 from m2clip.plots.pictures import _in_words
+from m2clip.plots.style import short
 from m2clip.plots.timeline import _ticks
 
 RANKED = [("a circle moving left", 0.6), ("a circle moving right", 0.3), ("a square growing", 0.1)]
@@ -109,6 +111,26 @@ def test_filmstrip_draws_five_bars_at_most(tmp_path: Path) -> None:
     nine = plots.filmstrip(clip(), many, tmp_path / "nine.png")
     five = plots.filmstrip(clip(), many[:5], tmp_path / "five.png")
     assert torch.equal(pixels(nine), pixels(five))
+
+
+def test_contact_sheet_shows_the_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("a name of a class " * 9, "跳舞的人們" * 20, "\x1b[31mred\nline")
+    mistakes = [
+        Mistake(torch.zeros(1 + number, 3, 16, 12 + 4 * number, dtype=torch.uint8), "v.mp4", name, 0.1, names[0], 0.8)
+        for number, name in enumerate(names)
+    ]
+    found = pixels(contact_sheet(mistakes, tmp_path / "m.png", "title"))
+    black = (found < 0.1).all(dim=-1).float().mean()
+    assert found.shape[1] < 1900 and black > 0.01
+    drawn: list[str] = []
+    monkeypatch.setattr("m2clip.plots.mistakes.save", lambda figure, path: drawn.extend(texts(figure)))
+    contact_sheet(mistakes, tmp_path / "m.png", "title")
+    assert {r"is \x1b[31mred\nline  10 %", "title"} <= set(drawn)
+
+
+def test_names_are_cut_by_their_width() -> None:
+    assert short("abcdef", 6) == "abcdef" and short("abcdefg", 6) == "abcde…"
+    assert short("跳舞的", 6) == "跳舞的" and short("跳舞的人", 6) == "跳舞…"
 
 
 def test_comparison_and_demo_picture(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from m2clip.commands.shared.outcome import OutcomeFiles, class_table, outcome_lines, write_outcome
 from m2clip.commands.shared.output import (
     console,
     percent,
@@ -22,8 +23,6 @@ from m2clip.commands.shared.output import (
 from m2clip.errors import InputError, Notice
 from m2clip.evaluate.results import EvalResult
 from m2clip.files.folders import check_writable
-from m2clip.files.kept_work import check_replaceable, write_result
-from m2clip.plots.confusion import confusion_matrix
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -49,30 +48,39 @@ def score(
     stem: str,
     adapters_off: Sequence[str] = (),
 ) -> list[EvalResult]:
-    """Evaluate models on the same videos and report.
+    """Evaluate models on the same videos and report: the JSON has all of them, the other files are of the first.
 
     Args:
         args: parsed arguments: precision, json.
         device: torch.device.
         config: views, reader, workers, batch size and what an unreadable video does.
         annotations: the videos.
-        candidates: (name, model) pairs; the confusion matrix drawn is the first one's.
+        candidates: (name, model) pairs.
         class_names: names of the labels.
-        output: folder of the JSON and PNG files.
+        output: folder of the files.
         stem: first part of their names.
         adapters_off: adapters that the first model runs without.
     """
     from m2clip import distributed
+    from m2clip.train.setup import clip_settings
 
     with results_folder(args, output) as (output, kept):
-        files = output / f"{stem}.json", output / f"{stem}_confusion.png"
-        check_replaceable(*files)
+        files = OutcomeFiles.of(output, stem)
         results = [
             score_one(args, device, config, annotations, name, model, class_names, adapters_off if number == 0 else ())
             for number, (name, model) in enumerate(candidates)
         ]
         if distributed.is_main():
-            _report(results, files, args.json, kept)
+            value = {"results": [result.to_dict() for result in results]}
+            if args.json:
+                print_json(value)
+            else:
+                _print(results)
+            if kept:
+                settings = clip_settings(config, candidates[0][1])
+                written = write_outcome(value, results[0], annotations.items, settings, files, _title(results[0]))
+                if not args.json:
+                    print_line("written: " + ", ".join(str(path) for path in written))
     return results
 
 
@@ -136,28 +144,8 @@ def score_one(
         )
 
 
-def _report(results: Sequence[EvalResult], files: tuple[Path, Path], as_json: bool, kept: bool) -> None:
-    value = {"results": [result.to_dict() for result in results]}
-    first = results[0]
-    title = f"{first.name}, {next(iter(first.heads))}: top-1 {percent(first.main.top1)} %"
-    if as_json:
-        print_json(value)
-    else:
-        _print(results)
-    if not kept:
-        return
-    written = [
-        write_result(value, files[0]),
-        confusion_matrix(
-            first.main.confusion,
-            first.class_names,
-            files[1],
-            title,
-            first.main.unreadable,
-        ),
-    ]
-    if not as_json:
-        print_line("written: " + ", ".join(str(path) for path in written))
+def _title(result: EvalResult) -> str:
+    return f"{result.name}, {result.main_head}: top-1 {percent(result.main.top1)} %"
 
 
 def _print(results: Sequence[EvalResult]) -> None:
@@ -166,14 +154,17 @@ def _print(results: Sequence[EvalResult]) -> None:
     lines = {result.settings_line(): result.name for result in results}
     for line, name in lines.items():
         print_line(f"{name}: {line}" if len(lines) > 1 else line)
+    console().print(class_table(first))
+    for line in outcome_lines(first):
+        print_line(line)
     print_failures(first.failures)
 
 
 def results_table(results: Sequence[EvalResult]) -> Table:
-    """Top-1 and top-5 in per cent, a row for each model and head."""
+    """Top-1, top-5 and mean class accuracy in per cent, a row for each model and head."""
     rows = [
-        (result.name, head, percent(scores.top1), percent(scores.top5))
+        (result.name, head, percent(scores.top1), percent(scores.top5), percent(scores.mean_class))
         for result in results
         for head, scores in result.heads.items()
     ]
-    return table(("model", "head", "top-1 %", "top-5 %"), rows, numbers=2)
+    return table(("model", "head", "top-1 %", "top-5 %", "mean class %"), rows, numbers=3)
