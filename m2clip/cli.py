@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 GROUPS = {
     "use a model": ("predict", "stream", "label", "features", "convert"),
     "train": ("demo", "train", "episodes"),
-    "compare": ("eval", "zeroshot", "fewshot", "base-to-novel"),
+    "compare": ("eval", "compare", "zeroshot", "fewshot", "base-to-novel"),
     "data": ("check", "pack", "describe"),
     "this machine": ("info", "selfcheck", "tune"),
 }
