@@ -208,6 +208,8 @@ def _assign(config: RunConfig, name: str, value: Any, source: str) -> None:
             _assign(config, f"{_OPTIONS}{inner}", part, source)
     elif name in settings:
         hint = settings[name].type
+        if typing.get_origin(hint) is list and isinstance(value, str) and not value.lstrip().startswith("["):
+            value = [part.strip() for part in value.split(",")]
         if value == "null" and _fits(None, hint):
             value = None
         elif (read := settings[name].read) is not None:
@@ -252,6 +254,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return any(type(value) is type(part) and value == part for part in parts)
     if origin in (types.UnionType, typing.Union):
         return any(_fits(value, part) for part in parts)
+    if origin is list:
+        return type(value) is list and all(_fits(part, parts[0]) for part in value)
     return type(value) is (origin or hint) or (hint is float and type(value) is int)
 
 
@@ -267,6 +271,8 @@ def describe_type(hint: Any) -> str:
         return "one of " + ", ".join(str(choice) for choice in typing.get_args(hint))
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         return " or ".join("null" if part is type(None) else describe_type(part) for part in typing.get_args(hint))
+    if typing.get_origin(hint) is list:
+        return f"a list, each of it {describe_type(typing.get_args(hint)[0])}"
     if typing.get_origin(hint) is dict:
         return "a mapping of names to values"
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[hint]

@@ -56,7 +56,7 @@ def setting(default: Any, decides: str, meaning: str, **more: Any) -> Any:
     """A field of a configuration.
 
     Args:
-        default: its value; of `dict` an empty one.
+        default: its value, of which a list is copied; of `dict` an empty one.
         decides: names of `DECISIONS`, parted by blanks.
         meaning: for `--help`.
         more: unit and range, as in `Setting`.
@@ -70,6 +70,8 @@ def setting(default: Any, decides: str, meaning: str, **more: Any) -> Any:
     metadata = {"setting": Setting(names, meaning, **more)}
     if default is dict:
         return field(default_factory=dict, metadata=metadata)
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
@@ -93,7 +95,7 @@ def settings_of(kind: Any) -> dict[str, Setting]:
         if is_dataclass(hint):
             found |= {f"{entry.name}.{name}": inner for name, inner in settings_of(hints[entry.name]).items()}
         elif "setting" in entry.metadata:
-            default = {} if entry.default is MISSING else entry.default
+            default = entry.default if entry.default_factory is MISSING else entry.default_factory()
             found[entry.name] = replace(entry.metadata["setting"], type=hint, default=default)
         else:
             raise TypeError(f"{kind.__name__}.{entry.name} does not say what it decides: declare it by setting(...)")
@@ -399,6 +401,11 @@ class RunConfig:
         "of order, clips, augmentation, masked words, dropout and initial weights",
         at_least=0,
         below=1 << 63,
+    )
+    loggers: list[Literal["tensorboard", "wandb", "mlflow"]] = setting(
+        ["tensorboard"],
+        "nothing",
+        "what shows the numbers of metrics.csv as well: tensorboard, wandb, mlflow, parted by commas; [] for none",
     )
     log_every: int = setting(
         10, "nothing", "steps between two lines of metrics.csv", unit="steps", at_least=1, at_most=1_000_000_000

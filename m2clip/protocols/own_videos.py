@@ -26,6 +26,7 @@ from m2clip.towers.sources import open_vision
 from m2clip.towers.weight_sources import is_kept
 from m2clip.train import auto, trainer
 from m2clip.train.checks import classes_of_left_and_right, some
+from m2clip.train.loggers import check_loggers
 from m2clip.train.setup import base_clip, check_folder, check_output, clips_per_pass, training_list
 from m2clip.train.starting import check_method, fields_to_agree
 from m2clip.train.state import Progress as StepsDone
@@ -108,6 +109,7 @@ def train_on_videos(
     )
     config = load_config(auto.RECIPE, [f"data.train={videos}", *fixed, *overrides])
     check_output(config)
+    check_loggers(config)  # before minutes are spent on looking at the videos
     folder = Path(config.output) / FOLDER
     begun = bool(list_checkpoints(Path(config.output, "checkpoints")))
     kept = read_record(folder / PLAN) if begun else {}
@@ -230,7 +232,7 @@ def seconds_per_clip(config: RunConfig, device: torch.device, clip: nn.Module) -
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", Notice)
         short = deepcopy(config)
-        short.output, short.data.val, short.checkpoint_every = f"{folder}/run", None, 0
+        short.output, short.data.val, short.checkpoint_every, short.loggers = f"{folder}/run", None, 0, []
         try:
             trainer.run(short, device=device, clip=clip, quiet=True, on_step=on_step)
         except _EnoughError:

@@ -1,4 +1,4 @@
-"""What a training run tells: metrics.csv, TensorBoard, bad_videos.jsonl, warnings.txt, a progress bar or lines."""
+"""What a training run tells: metrics.csv, loggers, bad_videos.jsonl, warnings.txt, a progress bar or lines."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import time
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from m2clip.errors import InputError, Notice
 from m2clip.evaluate.results import Failure
 from m2clip.files.disk import flush, parse_json, read_text, replacing, write_text
 from m2clip.terminal import printable
+from m2clip.train.loggers import Logger, close_loggers, reason
 
 METRICS, BAD_VIDEOS, WARNINGS = "metrics.csv", "bad_videos.jsonl", "warnings.txt"
 
@@ -30,22 +31,28 @@ class RunLog:
         step: step that training starts from; records of later steps, left by a run that was cut off, are dropped.
         quiet: print nothing but warnings.
         active: whether this process writes; all methods of an inactive log do nothing.
+        loggers: what else is told the numbers. One that fails is left out from then on, with a warning.
     """
 
-    def __init__(self, folder: Path, total_steps: int, step: int = 0, quiet: bool = False, active: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        total_steps: int,
+        step: int = 0,
+        quiet: bool = False,
+        active: bool = True,
+        loggers: Iterable[Logger] = (),
+    ) -> None:
         self.metrics, self.bad_videos, self.warnings = folder / METRICS, folder / BAD_VIDEOS, folder / WARNINGS
         self.total_steps, self.active, self.quiet = total_steps, active, quiet or not active
         self.first_step, self.started = step, time.monotonic()
         self._bar: Any = None
         self._known_bad: set[str] = set()
-        self._board: Any = None
+        self._loggers = list(loggers)
         if not active:
             return
         self._drop_rows_after(step)
         self._drop_bad_videos_after(step)
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
         if not self.quiet:
             self._start_bar(step)
 
@@ -58,7 +65,7 @@ class RunLog:
         return _read_metrics(self.metrics)[1]
 
     def write(self, step: int, epoch: int, values: dict[str, float]) -> None:
-        """Add a line to metrics.csv and its numbers to TensorBoard.
+        """Add a line to metrics.csv and give its numbers to the loggers.
 
         Args:
             step: optimiser steps done.
@@ -74,8 +81,13 @@ class RunLog:
             self._rewrite(columns, rows)
         with self.metrics.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, columns).writerow(row)
-        for name, value in values.items():
-            self._board.add_scalar(name.replace("_", "/", 1), value, step)
+        grouped = {name.replace("_", "/", 1): value for name, value in values.items()}
+        for logger in tuple(self._loggers):
+            try:
+                logger.log(step, grouped)
+            except Exception as error:
+                self._loggers.remove(logger)
+                self.warn(f"{logger.name} has failed ({reason(error)}): training goes on without it")
 
     def show(self, step: int, epoch: int, epochs: int, loss: float, lr: float, clips_per_second: float) -> None:
         """Print a line where no progress bar is shown, else put the numbers beside the bar."""
@@ -142,10 +154,7 @@ class RunLog:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-        if self._board is not None:
-            # A full disk has been told of by what is written first, or will be.
-            with suppress(OSError):
-                self._board.close()
+        close_loggers(self._loggers)
 
     def _start_bar(self, step: int) -> None:
         from rich.console import Console

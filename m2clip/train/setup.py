@@ -31,11 +31,12 @@ from m2clip.methods.views import default_settings
 from m2clip.towers.loading import VICLIP, load_clip
 from m2clip.train.imbalance import sampler_options
 from m2clip.train.log import BAD_VIDEOS, METRICS, WARNINGS
+from m2clip.train.loggers import LOGGERS, RUN_IDS
 from m2clip.train.starting import place_of
 from m2clip.train.state import list_checkpoints
 
 # What a run that was killed before its first checkpoint leaves.
-_BEGUN = {"config.yaml", METRICS, BAD_VIDEOS, WARNINGS, "tensorboard", "checkpoints"}
+_BEGUN = {"config.yaml", METRICS, BAD_VIDEOS, WARNINGS, RUN_IDS, *LOGGERS, "checkpoints"}
 
 
 class LossModule(nn.Module):
@@ -99,7 +100,7 @@ def _is_begun(config: RunConfig, names: set[str]) -> bool:
     saved = Path(config.output, "config.yaml")
     try:
         # Without the records of a run it may be what the user gave as configuration: no other text takes its place.
-        return read_text(saved) == config_text(load_config(saved) if "tensorboard" in names else config)
+        return read_text(saved) == config_text(load_config(saved) if names & {RUN_IDS, *LOGGERS} else config)
     except (OSError, ValueError):
         return False
 

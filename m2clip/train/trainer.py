@@ -27,6 +27,7 @@ from m2clip.train.averaging import WeightAverage
 from m2clip.train.checks import check_flip, check_loss, check_schedule
 from m2clip.train.imbalance import check_balance, class_weights
 from m2clip.train.log import RunLog
+from m2clip.train.loggers import Logger, check_loggers, open_loggers
 from m2clip.train.optim import SCHEDULES, build_optimizer
 from m2clip.train.resuming import accept_changes
 from m2clip.train.setup import (
@@ -89,6 +90,7 @@ def run(
     validate(config)
     check_balance(config)
     check_output(config)
+    check_loggers(config)
     started_group = not distributed.is_distributed()
     device = distributed.init(config.timeout, device)
     threads = torch.get_num_threads()
@@ -219,7 +221,9 @@ class _Trainer:
         self.unread = 1 if device.type == "cuda" else 0
         if distributed.is_main():
             save_config(config, self.folder / "config.yaml")
-        self.log = RunLog(self.folder, total_steps, self.progress.step, quiet, distributed.is_main())
+        loggers: list[Logger] = []
+        distributed.by_main(lambda: loggers.extend(open_loggers(config, self.progress.step)))
+        self.log = RunLog(self.folder, total_steps, self.progress.step, quiet, distributed.is_main(), loggers)
         for doubt in filter(None, doubts):
             self.log.warn(doubt)
         # Last of all, because building and importing may draw numbers too. Processes draw different dropout masks.

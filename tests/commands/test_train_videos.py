@@ -118,6 +118,8 @@ def test_what_is_no_video_and_no_recipe(
     assert "no such run" in one_line(call(capfd, "train", videos, "--init", "runs/k400"))
     assert "no such run" in one_line(call(capfd, "train", "m2clip_demo", "--init", "runs/k400"))
     assert "give one of them" in one_line(call(capfd, "train", videos, "--init", "a", "--model.init", "b"))
+    monkeypatch.setattr("m2clip.train.loggers.find_spec", lambda name: None)
+    assert "mlflow is not installed: pip install" in one_line(call(capfd, "train", videos, "--loggers", "mlflow"))
     assert "unknown method" in one_line(call(capfd, "train", videos, "--method", "m3clip"))
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 

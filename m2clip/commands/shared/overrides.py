@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 if TYPE_CHECKING:
     from m2clip.config_fields import Setting
 
-_PLACE_HOLDERS = {int: "NUMBER", float: "NUMBER", bool: "{true,false}", str: "TEXT", dict: "MAPPING"}
+_PLACE_HOLDERS = {int: "NUMBER", float: "NUMBER", bool: "{true,false}", str: "TEXT", dict: "MAPPING", list: "NAMES"}
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
