@@ -153,7 +153,7 @@ def draw_episodes(annotations: Annotations, shape: EpisodeShape, count: int, see
 def sources(items: Sequence[VideoItem]) -> list[int]:
     """What file each item is of, by the position of the first item of it: parts of a file have one source."""
     first: dict[Path, int] = {}
-    return [place if item.segment is None else first.setdefault(item.path, place) for place, item in enumerate(items)]
+    return [place if item.source is None else first.setdefault(item.source, place) for place, item in enumerate(items)]
 
 
 def class_videos(annotations: Annotations, shape: EpisodeShape) -> dict[int, list[list[int]]]:

@@ -29,7 +29,7 @@ def hold_out(items: Sequence[VideoItem], share: float = 0.2, seed: int = 0) -> t
     rng = random.Random(f"{seed}/hold out")
     sources: dict[str, list[int]] = {}
     for place, item in enumerate(items):
-        sources.setdefault(os.path.realpath(item.path), []).append(place)
+        sources.setdefault(os.path.realpath(item.source or item.path), []).append(place)
     left = Counter(item.label for item in items)
     wanted = shares(left, share, rng)
     waiting = [(places, Counter(items[place].label for place in places)) for places in sources.values()]

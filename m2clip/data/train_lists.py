@@ -114,7 +114,8 @@ def prepare_lists(
         problems.update(report.counts if report else {})
         where = val / val_split if val_split and val.is_dir() else val
         told.append(f"held out: the {len(held)} videos of {where}, to choose weights and to score by")
-        both = {os.path.realpath(item.path) for item in found.items} & {os.path.realpath(i.path) for i in held.items}
+        files = ({os.path.realpath(item.source or item.path) for item in one.items} for one in (found, held))
+        both = set.intersection(*files)
         if both:
             told.append(f"in both lists: {len(both)} videos, such as {min(both)}; the score will be too good")
     written = write_list(found, folder / "train.txt")

@@ -130,8 +130,8 @@ def test_segments_are_scored(capfd: pytest.CaptureFixture[str], scored: Path, tm
     assert found["results"][0]["by_class"] == {"a ring": [0.5] * 5, "a cross": [1.0] * 5}
     assert found["results"][0]["mean_ap"] == pytest.approx(0.75)
     assert len(found["failures"]) == 1 and "lost" in found["failures"][0]
-    assert read_record(tmp_path / "eval_true.json") == found
-    assert (tmp_path / "eval_true_val.json").is_file()
+    assert read_record(tmp_path / "segments_true.json") == found
+    assert (tmp_path / "segments_true_val.json").is_file()
 
 
 @pytest.mark.parametrize(

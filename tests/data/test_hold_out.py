@@ -83,3 +83,13 @@ def test_few_long_files() -> None:
     train, held = hold_out(long(30, 30))
     assert (len(train), len(held)) == (30, 30)
     assert hold_out(long(60)) == (list(range(60)), [])
+
+
+def test_parts_that_a_pack_made_files_of_stay_together() -> None:
+    items = [
+        VideoItem(Path(f"/pack/{video}_{part}.mp4"), part % 2, cut_from=Path(f"{video}.mp4"))
+        for video in range(5)
+        for part in range(4)
+    ]
+    train, held = hold_out(items)
+    assert len(held) == 4 and not {items[n].source for n in train} & {items[n].source for n in held}

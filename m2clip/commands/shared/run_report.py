@@ -17,6 +17,7 @@ from m2clip.files.kept_work import check_replaceable
 
 if TYPE_CHECKING:
     from m2clip.config import RunConfig
+    from m2clip.data.lists.rows import VideoItem
     from m2clip.data.train_lists import TrainLists
     from m2clip.protocols.own_videos import Plan
 
@@ -56,7 +57,7 @@ def report_videos(args: argparse.Namespace, device: Any, config: RunConfig, list
         value = {"results": [result.to_dict()]}
         title = f"{result.name}: top-1 {percent(result.top1)} % of {result.denominator} held-out videos"
         written += write_outcome(value, result, held_out.items, clip_settings(config, model), files, title)
-    predict = _predict_command(shown.path, folder)
+    predict = _predict_command(shown, folder)
     if args.json:
         found = {"run": str(folder), "lists": asdict(lists), "plan": asdict(plan), "predict": predict}
         print_json(found | {"result": None if result is None else result.to_dict()})
@@ -72,6 +73,10 @@ def report_videos(args: argparse.Namespace, device: Any, config: RunConfig, list
     print_line(f"use it: {predict}")
 
 
-def _predict_command(video: Path, folder: Path) -> str:
-    near = os.path.relpath(video)
-    return shlex.join(["m2clip", "predict", str(video) if near.startswith("..") else near, "--run", str(folder)])
+def _predict_command(item: VideoItem, folder: Path) -> str:
+    """The command that uses the run on a video; of a part with windows of its length, as it is not all of the video."""
+    near = os.path.relpath(item.path)
+    # The original of a packed video may be elsewhere.
+    video = "VIDEO" if item.sample else str(item.path) if near.startswith("..") else near
+    window = [] if item.segment is None else ["--window", f"{item.segment.end - item.segment.start:.3g}"]
+    return shlex.join(["m2clip", "predict", video, "--run", str(folder), *window])

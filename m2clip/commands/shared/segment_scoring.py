@@ -54,7 +54,7 @@ def score_segments(
     true, videos = _read(args, candidates[0][1].class_names)
     results: list[tuple[str, DetectionResult]] = []
     with results_folder(args, output) as (folder, kept):
-        path = folder / f"eval_{list_name(args.segments, args.split)}.json"
+        path = folder / f"segments_{list_name(args.segments, args.split)}.json"
         check_replaceable(path)
         for name, model in candidates:
             own = sorted(videos)[distributed.rank() :: distributed.world_size()]

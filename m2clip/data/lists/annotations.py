@@ -280,7 +280,10 @@ def checked(rows: Sequence[Row], class_names: list[str] | None) -> tuple[VideoIt
             what = "path" if row.segment is None else f"segment {row.segment} of"
             raise InputError(f"{row.where}: duplicate {what} {one_line(row.path)}, already at {seen[key]}")
         seen[key] = row.where
-    return tuple(VideoItem(row.path, row.label, row.num_frames, sample=row.sample, segment=row.segment) for row in rows)
+    return tuple(
+        VideoItem(row.path, row.label, row.num_frames, sample=row.sample, segment=row.segment, cut_from=row.cut_from)
+        for row in rows
+    )
 
 
 def _check_name(row: Row) -> None:

@@ -42,6 +42,7 @@ class VideoItem:
         sample: where its frames are stored, if it is read from a pack; `path` then is that of the packed video, below
             the folder that all videos of the pack had in common.
         segment: the part of the video that is meant, None for all of it. Two segments of a file are two items.
+        cut_from: the video that the file is a part of, where a pack has made it one of its own.
     """
 
     path: Path
@@ -50,6 +51,12 @@ class VideoItem:
     pattern: str | None = None
     sample: ShardSample | None = None
     segment: Segment | None = None
+    cut_from: Path | None = None
+
+    @property
+    def source(self) -> Path | None:
+        """The video that it is a part of, which other items may be parts of, too; None for a whole video."""
+        return self.cut_from if self.segment is None else self.path
 
     @property
     def name(self) -> str:
@@ -67,6 +74,7 @@ class Row:
     num_frames: int | None = None
     sample: ShardSample | None = None
     segment: Segment | None = None
+    cut_from: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -272,13 +272,14 @@ def _is_count(number: Any) -> bool:
 def _row(folder: Path, kind: str, shard: str, sample: dict[str, Any]) -> tuple[int, Row]:
     counts = ["position", "label"] if kind == "videos" else ["position", "label", "offset", "length", "crc32"]
     fits = _names_file(sample, "file") if kind == "videos" else isinstance(sample["path"], str)
-    fits = fits and (kind == "videos" or isinstance(sample["every_frame"], bool))
+    fits = fits and (isinstance(sample["path"], str) if kind == "videos" else isinstance(sample["every_frame"], bool))
     if not fits or not all(_is_count(sample[name]) for name in counts):
         raise TypeError("a sample's fields are not what they should be")
     position: int = sample["position"]
     where = f"{folder}, video {position + 1}"
     if kind == "videos":
-        return position, Row(where, folder / sample["file"], sample["label"])
+        cut_from = Path(sample["path"]) if "segment" in sample else None
+        return position, Row(where, folder / sample["file"], sample["label"], cut_from=cut_from)
     stored = ShardSample(
         folder / f"{shard}.tar",
         sample_key(position),

@@ -110,6 +110,17 @@ def test_repetition_changes_nothing(videos: Path, tmp_path: Path, settings: Pack
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == written
 
 
+def test_files_of_parts_tell_what_they_were_cut_from(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", num_frames=20)
+    write_video(tmp_path / "b.mp4", num_frames=20)
+    lines = ["path,start,end,label", "a.mp4,0,0.2,0", "a.mp4,0.2,0.4,1", "b.mp4,0,0.3,1"]
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    pack(load_annotations(tmp_path / "list.csv", class_names=["x", "y"]), tmp_path / "p", VIDEOS, workers=1)
+    items = load_annotations(tmp_path / "p").items
+    assert [item.path.name for item in items] == ["a_0-0.2.mp4", "a_0.2-0.4.mp4", "b_0-0.3.mp4"]
+    assert [item.source for item in items] == [Path("a.mp4"), Path("a.mp4"), Path("b.mp4")]
+
+
 def test_unreadable_videos_are_listed_and_tried_again_on_request(videos: Path, tmp_path: Path) -> None:
     (tmp_path / "zeros.mp4").write_bytes(bytes(1000))
     lines = [f"{path} 0" for path in sorted((videos / "jump").iterdir())]
