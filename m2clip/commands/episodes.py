@@ -167,10 +167,11 @@ def _train(args: argparse.Namespace) -> None:
     from m2clip import distributed
     from m2clip.config import load_config
     from m2clip.train import trainer as train
+    from m2clip.train.checks import check_model
 
     config = load_config(args.config, [*join_overrides(args.overrides), "episodes.train=true"])
     if args.built_in:
-        distributed.init(config.timeout, args.device)
+        check_model(config, distributed.init(config.timeout, args.device))
         folder = _render(args, Path(config.output))
         use_rendered(config, folder, "episodes_train.txt", "episodes_val.txt", "episodes_train_classes.csv")
         config.episodes.val_classes = str(folder / "episodes_val_classes.csv")

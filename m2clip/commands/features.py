@@ -31,13 +31,13 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     """Compute features, and report."""
     from m2clip import at_scale
-    from m2clip.commands.shared.long_lists import job, report, run_folder
+    from m2clip.commands.shared.long_lists import inputs, job, report, run_folder
 
     check_apart(args.output, args.list, option="OUTPUT")
-    folder = run_folder(args)
+    folder, given = run_folder(args), inputs(args)
     # Features of a video do not depend on class names, which a model must have.
     model = models.open_run(folder, args) if folder else models.open_frozen(args, ["video"])
-    work = job(args, model)
+    work = job(args, model, given)
     with progress_bar("features", not args.json and work["executor"].process[0] == 0) as progress:
         summary = at_scale.features(model, progress=progress, **work)
     report(args, summary)

@@ -32,12 +32,13 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     """Label, and report."""
     from m2clip import at_scale
-    from m2clip.commands.shared.long_lists import job, report, run_folder
+    from m2clip.commands.shared.long_lists import inputs, job, report, run_folder
 
     check_apart(args.output, args.list, option="OUTPUT")
     folder = run_folder(args)
-    model = models.open_labelled(args, folder, models.given_names(args, folder))
-    work = job(args, model)
+    names, given = models.given_names(args, folder), inputs(args)
+    model = models.open_labelled(args, folder, names)
+    work = job(args, model, given)
     with progress_bar("labelling", not args.json and work["executor"].process[0] == 0) as progress:
         summary = at_scale.label(model, top=args.top, progress=progress, **work)
     report(args, summary)

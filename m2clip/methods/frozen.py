@@ -16,6 +16,8 @@ from m2clip.towers.prompts import PromptTokenizer
 from m2clip.towers.text import TextTower
 from m2clip.towers.vision import VisionTower
 
+UNTRAINED = 'frozen CLIP (method "clip") has nothing to train; choose another method such as "m2clip"'
+
 
 @dataclass
 class FrozenOptions:
@@ -51,4 +53,4 @@ class FrozenCLIP(VideoModel):
     def _loss(
         self, video: Tensor, labels: Tensor, names: LabelSet, drawn: Sequence[Tensor]
     ) -> tuple[dict[str, Tensor], Tensor]:
-        raise InputError('frozen CLIP (method "clip") has nothing to train; choose another method such as "m2clip"')
+        raise InputError(UNTRAINED)

@@ -25,7 +25,7 @@ from m2clip.towers.loading import TINY
 from m2clip.towers.sources import open_vision
 from m2clip.towers.weight_sources import is_kept
 from m2clip.train import auto, trainer
-from m2clip.train.checks import classes_of_left_and_right, some
+from m2clip.train.checks import check_model, classes_of_left_and_right, some
 from m2clip.train.loggers import check_loggers
 from m2clip.train.setup import base_clip, check_folder, check_output, clips_per_pass, training_list
 from m2clip.train.starting import check_method, fields_to_agree
@@ -110,6 +110,7 @@ def train_on_videos(
     config = load_config(auto.RECIPE, [f"data.train={videos}", *fixed, *overrides])
     check_output(config)
     check_loggers(config)  # before minutes are spent on looking at the videos
+    check_model(config, device)
     folder = Path(config.output) / FOLDER
     begun = bool(list_checkpoints(Path(config.output, "checkpoints")))
     kept = read_record(folder / PLAN) if begun else {}

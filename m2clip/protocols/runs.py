@@ -28,6 +28,7 @@ from m2clip.files.folders import check_apart
 from m2clip.files.kept_work import check_replaceable, plain, read_record, write_result
 from m2clip.methods import VideoModel, create_model
 from m2clip.train import trainer
+from m2clip.train.checks import check_model
 from m2clip.train.setup import base_clip, clip_settings
 
 FROZEN = "frozen CLIP"
@@ -122,6 +123,8 @@ class ProtocolFolder:
         try:
             self._held.enter_context(distributed.locked_by_main(self.output, "comparison"))
             distributed.by_main(self._check)
+            for contender in self.contenders:
+                check_model(contender.config, self.device)
         except InputError:
             self.__exit__()
             raise

@@ -121,6 +121,43 @@ def bare_clip(name: str, image_size: AnySize | None = None) -> nn.Module:
     return clip.eval()
 
 
+def check_clip(name: str, pretrained: str | Path | None, image_size: AnySize | None = None) -> None:
+    """Refuse what :func:`load_clip` would refuse, without weights: an architecture on the device meta, in seconds.
+
+    Args:
+        name: see there.
+        pretrained: see there.
+        image_size: see there.
+
+    Raises:
+        InputError: an unknown CLIP, one of which no towers can be made, impossible sizes, or a tag or file of weights
+            that is not there.
+    """
+    if name in VICLIP:
+        if pretrained is not None and not is_file(pretrained):
+            raise InputError(f"{pretrained} is no file: the weights of {name} are read from one")
+        return
+    if is_repository(name):
+        return  # whose weights are their own
+    bare_clip(name, image_size)
+    if pretrained is not None and name != TINY:
+        architecture = named_architecture(name, [TINY, *VICLIP])
+        _check_activation(architecture, str(pretrained), _facts(name, str(pretrained)))
+
+
+def _facts(name: str, pretrained: str) -> dict[str, Any]:
+    """What is known of the weights of a tag or a file; InputError where there are none."""
+    import open_clip
+
+    known = open_clip.get_pretrained_cfg(name, pretrained)
+    if known:
+        return {"quick_gelu": False, **known}
+    if is_file(pretrained):
+        return facts_of_file(Path(pretrained), name)
+    tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "(none)"
+    raise InputError(f"no weights {pretrained!r} for {name}: neither a file nor one of the tags {tags}")
+
+
 def _open_clip_model(
     architecture: Architecture, pretrained: str | None, device: str, offline: bool, size: tuple[int, int] | None
 ) -> Any:
@@ -130,14 +167,7 @@ def _open_clip_model(
     name = architecture.name
     if pretrained is None:
         return _filled(architecture, None, device, size)
-    known = open_clip.get_pretrained_cfg(name, pretrained)
-    if known:
-        facts = {"quick_gelu": False, **known}
-    elif is_file(pretrained):
-        facts = facts_of_file(Path(pretrained), name)
-    else:
-        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "(none)"
-        raise InputError(f"no weights {pretrained!r} for {name}: neither a file nor one of the tags {tags}")
+    facts = _facts(name, pretrained)
     _check_activation(architecture, pretrained, facts)
     if "quick_gelu" not in facts:
         kind = "QuickGELU" if architecture.config.get("quick_gelu") else "GELU"
@@ -148,7 +178,8 @@ def _open_clip_model(
             ),
             stacklevel=3,
         )
-    file = tag_file(name, pretrained, facts, offline) if known else pretrained
+    tagged = bool(open_clip.get_pretrained_cfg(name, pretrained))
+    file = tag_file(name, pretrained, facts, offline) if tagged else pretrained
     clip = _filled(architecture, file, device, size, pretrained)
     set_pictures(clip, **{name: facts[name] for name in PICTURES if name in facts})
     return clip

@@ -1,19 +1,61 @@
-"""Whether a training run can work: its schedule before it starts, its class names, and its loss when it has ended."""
+"""Whether a training run can work: model and schedule before it starts, class names, and the loss when it has ended."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
+import torch
+
+from m2clip.checkpoints.adapters import read_adapter_config
 from m2clip.config import RunConfig
 from m2clip.data.lists.label_sets import prompt_name
+from m2clip.data.video.readers import check_reader
 from m2clip.errors import InputError
+from m2clip.methods import find_method
+from m2clip.methods.frozen import UNTRAINED, FrozenCLIP
+from m2clip.methods.ma_fsar import MAFSAR
+from m2clip.towers.loading import check_clip
+from m2clip.train.state import list_checkpoints
+from m2clip.train.stepping import check_step_options
 
 MIN_STEPS = 100  # fewer of AdamW's steps leave adapters near where they began
 _FLIPPED = ("crop_flip", "multi_scale_crop")
 _HANDED = re.compile(r"\b(?:left|right)(?:wards?|handed|hand)?\b|\b(?:counter|anti)?clockwise\b")
 _SHARE = 5  # a run's beginning and end are fifths of it
+
+
+def check_model(config: RunConfig, device: torch.device) -> None:
+    """Refuse, before videos are looked at, a model that cannot be trained here; no weights are loaded.
+
+    Args:
+        config: the run.
+        device: where it is trained.
+
+    Raises:
+        InputError: a CLIP or weights that cannot be used, a method that is not trained or not in this way, no adapters
+            where some are to start from, an unknown reader, or a precision or a CUDA graph that the device has not.
+    """
+    model = config.model
+    check_step_options(config.optim, device)
+    check_reader(config.data.reader)
+    kind = find_method(model.method).model
+    if issubclass(kind, FrozenCLIP):
+        raise InputError(UNTRAINED)
+    if issubclass(kind, MAFSAR) and not config.episodes.train:
+        raise by_episodes_alone(model.method)
+    if model.init is not None and not list_checkpoints(Path(config.output, "checkpoints")):
+        read_adapter_config(Path(model.init))
+    check_clip(model.clip, model.pretrained, model.image_size)
+
+
+def by_episodes_alone(method: str) -> InputError:
+    """What is wrong with training such a method on single videos."""
+    return InputError(
+        f"method {method} is trained by episodes: use m2clip episodes train, or set episodes.train to true"
+    )
 
 
 def check_schedule(

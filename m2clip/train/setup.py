@@ -29,6 +29,7 @@ from m2clip.files.kept_work import plain
 from m2clip.methods import VideoModel, complete_options
 from m2clip.methods.views import default_settings
 from m2clip.towers.loading import VICLIP, load_clip
+from m2clip.train.checks import by_episodes_alone
 from m2clip.train.imbalance import sampler_options
 from m2clip.train.log import BAD_VIDEOS, METRICS, WARNINGS
 from m2clip.train.loggers import LOGGERS, RUN_IDS
@@ -198,9 +199,7 @@ def datasets(
     shape = episode_shape(config)
     distributed.by_main(lambda: check_parts(annotations, config.data.isolate))
     if shape is None and hasattr(model, "episode"):
-        raise InputError(
-            f"method {model.method} is trained by episodes: use m2clip episodes train, or set episodes.train to true"
-        )
+        raise by_episodes_alone(model.method)
     if shape is not None:
         val = _validation_classes(config, class_names)
         episodes = EpisodeClips(annotations, settings, shape, config.episodes.per_epoch, seed=config.seed)

@@ -269,9 +269,11 @@ def check_step_options(optim: OptimConfig, device: torch.device) -> None:
     """Refuse ways to run a step that cannot work here.
 
     Raises:
-        InputError: a CUDA graph without a GPU, in several processes, around a compiler that makes its own, or with
-            blocks that are computed again.
+        InputError: fp16 or a CUDA graph without a GPU; a CUDA graph in several processes, around a compiler that makes
+            its own, or with blocks that are computed again.
     """
+    if optim.precision == "fp16" and device.type == "cpu":
+        raise InputError("optim.precision is fp16, which needs a GPU: use bf16 or fp32 on the CPU")
     if not optim.cuda_graph:
         return
     if device.type != "cuda":

@@ -133,8 +133,6 @@ class _Trainer:
         self.config, self.device, self.on_step, self.stop = config, device, on_step, stop
         self.folder = Path(config.output)
         self.checkpoints = self.folder / "checkpoints"
-        if config.optim.precision == "fp16" and device.type == "cpu":
-            raise InputError("optim.precision is fp16, which needs a GPU: use bf16 or fp32 on the CPU")
         check_step_options(config.optim, device)
         say = print if distributed.is_main() and not quiet else lambda line: None
         if not resume and run_state.list_checkpoints(self.checkpoints):

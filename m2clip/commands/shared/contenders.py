@@ -101,7 +101,11 @@ def main_process() -> bool:
 def _use_built_in(args: argparse.Namespace, contenders: Sequence[Contender]) -> None:
     from m2clip import distributed
     from m2clip.data.built_in.rendered_set import render_built_in
+    from m2clip.train.checks import check_model
 
+    device = distributed.pick_device(args.device)
+    for contender in contenders:
+        check_model(contender.config, device)
     folder = videos_folder(args)
     # Of several processes the first renders; the others wait in the first collective of the protocol.
     if main_process():

@@ -84,27 +84,37 @@ def add_work(parser: argparse.ArgumentParser, formats: tuple[str, ...]) -> None:
     add_json(parser)
 
 
-def job(args: argparse.Namespace, model: Any) -> dict[str, Any]:
-    """The arguments that `m2clip.at_scale.label` and `features` have in common.
+def inputs(args: argparse.Namespace) -> dict[str, Any]:
+    """What a job needs besides its model, which takes longer to load.
 
     Raises:
         InputError: options that exclude each other, no such list, Ray is not installed.
     """
+    from m2clip.at_scale import read_videos
+
+    executor = _executor(args)
+    return {
+        "videos": read_videos(args.list, root=args.root, format=args.format, split=args.split),
+        "executor": executor,
+    }
+
+
+def job(args: argparse.Namespace, model: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """The arguments that `m2clip.at_scale.label` and `features` have in common; `given` are those of `inputs`."""
     from dataclasses import replace
 
-    from m2clip.at_scale import JobSettings, read_videos
+    from m2clip.at_scale import JobSettings
     from m2clip.train.setup import clip_settings
 
     config = models.run_config(args, run_folder(args))
     views: ClipSettings = replace(clip_settings(config, model), isolate=not args.no_isolate)
     settings = JobSettings(args.shard_size, config.eval.batch_size, args.precision, args.on_error, args.retry_failed)
     return {
-        "videos": read_videos(args.list, root=args.root, format=args.format, split=args.split),
+        **given,
         "output": args.output,
         "format": args.output_format,
         "views": views,
         "settings": settings,
-        "executor": _executor(args),
     }
 
 
