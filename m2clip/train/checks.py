@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from m2clip.checkpoints.adapters import read_adapter_config
 from m2clip.config import RunConfig
 from m2clip.data.lists.label_sets import prompt_name
 from m2clip.data.video.readers import check_reader
@@ -18,6 +17,7 @@ from m2clip.methods import find_method
 from m2clip.methods.frozen import UNTRAINED, FrozenCLIP
 from m2clip.methods.ma_fsar import MAFSAR
 from m2clip.towers.loading import check_clip
+from m2clip.train.starting import read_start
 from m2clip.train.state import list_checkpoints
 from m2clip.train.stepping import check_step_options
 
@@ -47,7 +47,7 @@ def check_model(config: RunConfig, device: torch.device) -> None:
     if issubclass(kind, MAFSAR) and not config.episodes.train:
         raise by_episodes_alone(model.method)
     if model.init is not None and not list_checkpoints(Path(config.output, "checkpoints")):
-        read_adapter_config(Path(model.init))
+        read_start(model.init)
     check_clip(model.clip, model.pretrained, model.image_size)
 
 

@@ -124,9 +124,6 @@ def _clip_fields(source: str | Path, clip: dict[str, Any] | None, given: Collect
     except InputError as error:
         raise InputError(f"{source} is built on the CLIP {clip['name']}: {error}; --clip has it downloaded") from None
     found = {f"model.{field}": clip.get(field) for field in ("pretrained", "tokenizer", "image_size")}
-    if (size := clip.get("image_size")) is not None:
-        height, _, width = str(size).partition("x")
-        found["model.image_size"] = int(height) if width in ("", height) else size
     return {"model.clip": clip["name"], **found}
 
 
