@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import m2clip
 from m2clip import info
 from m2clip.commands.info import _verified_rows
 from m2clip.errors import InputError
@@ -17,6 +20,7 @@ from m2clip.kernels.tuning import store as tuning
 from m2clip.kernels.verification import choices, store
 from m2clip.kernels.verification.keys import Call, device_facts
 from m2clip.kernels.verification.store import Verdict
+from tests.towers.families import FAMILIES, IMAGE, WIDTH, family, library_features
 
 
 def test_multiply_adds_of_known_layers() -> None:
@@ -144,3 +148,41 @@ def test_architectures_are_listed_with_their_methods_and_reasons(monkeypatch: py
     assert "which this vision tower has not" in siglip["ma_fsar"]
     assert {method for method, reason in whole.items() if reason is not None} == {"m2clip", "msta"}
     assert not found["RN50"]["methods"] and "ModifiedResNet" in found["RN50"]["refused"]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_families_cost_what_their_own_library_counts(name: str) -> None:
+    clip, tokens = family(name), torch.arange(1, 21)[None]
+    model = m2clip.create_model("clip", clip, ["a"], num_frames=1).eval()
+    counted = info.count_multiply_adds(lambda: model.encode(torch.zeros(1, 1, 3, *IMAGE)))
+    # Prompts cost the same in both. PyTorch's counter knows neither the fused attention of a CPU nor that of a whole
+    # module, which is switched off.
+    torch.backends.mha.set_fastpath_enabled(False)
+    one, two = (
+        info.count_multiply_adds(partial(library_features, clip, torch.zeros(number, 3, *IMAGE), tokens))
+        for number in (1, 2)
+    )
+    torch.backends.mha.set_fastpath_enabled(True)
+    stem, block = model.visual.stem, model.visual.blocks[-1]
+    saved = 0
+    if stem.reads_class_token:
+        # In the last block all tokens but the class token are keys and values alone.
+        length, width = stem.num_prefix_tokens + math.prod(stem.grid), stem.width
+        mlp = sum(layer.weight.numel() for layer in block.mlp.modules() if isinstance(layer, nn.Linear))
+        saved = (length - 1) * (2 * width * width + mlp)
+    if name == "coca":
+        saved = 3 * 2 * WIDTH * WIDTH  # of the four queries of its pooling the first alone is asked
+    assert counted == two - one - saved
+
+
+def test_a_wide_size_costs_as_many_tokens_as_it_has() -> None:
+    sizes = {size: info.model_size("ViT-B-32", [1], ["a"], "clip", image_size=size) for size in (224, "224x320")}
+    square, wide = (size["multiply_adds"][0]["visual_per_view"] for size in sizes.values())
+    assert [size["image_size"] for size in sizes.values()] == ["224x224", "224x320"]
+
+    def cost(tokens: int, dim: int = 768) -> int:
+        block = 12 * tokens * dim * dim + 2 * tokens * tokens * dim
+        last = 2 * tokens * dim * dim + 2 * dim * dim + 2 * tokens * dim + 8 * dim * dim
+        return (tokens - 1) * 3 * 32 * 32 * dim + 11 * block + last + dim * 512
+
+    assert (square, wide) == (cost(1 + 7 * 7), cost(1 + 7 * 10))
