@@ -87,6 +87,12 @@ def test_every_triton_kernel_has_a_representative(tools: Any) -> None:
         assert {(row["kernel"], row["case"]) for row in rows} == set(chosen)
 
 
+@pytest.mark.parametrize("name", ["machine_code_triton_3.8", "machine_code_cuda"])
+def test_the_page_shows_what_was_found(name: str, tools: Any) -> None:
+    rows = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["rows"]
+    assert tools.resources.markdown(rows) in (ROOT / "docs" / "machine_code.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.skipif(cuda.extension is None, reason="no CUDA extension here")
 def test_no_cuda_kernel_spills_registers(tools: Any) -> None:
     for name in cuda.extension.architectures.split():

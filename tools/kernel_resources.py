@@ -1,7 +1,7 @@
 """Registers, memory, loads and instructions of one representative of every kernel, from its machine code.
 
     python tools/kernel_resources.py           # Triton's kernels, compiled here for sm_80 and sm_90; needs no GPU
-    python tools/kernel_resources.py --cuda    # those of m2clip.kernels._cuda as it was built
+    python tools/kernel_resources.py --cuda    # those of m2clip.kernels._cuda as it was built, likewise
 
 Representatives compute in bf16, for ViT-B/16 with 8 frames. A program is a block of threads; how many of Triton's run
 on a multiprocessor at once follows from registers and shared memory, which CUDA's are given at the launch. The stack is
@@ -49,6 +49,9 @@ WRITTEN = {
     "mixer_forward_kernel": 1,
     "mixer_backward_kernel": 2,
 }
+# Of CUDA's templates: bf16 or no dtype; in which columns the branches are, or that rows may begin anywhere.
+BFLOATS, PATHS = ("", "__nv_bfloat16", "Bf16"), ("separate", "shared", "any rows")
+UNITS = {"add_residual_kernel": "values", "adapter_kernel": "columns"}
 HEADER = ("kernel", "", "for", "registers", "stack", "shared", "programs", "16-byte", "per value", "single")
 
 
@@ -133,15 +136,17 @@ def cuda_rows(architecture: str) -> list[dict[str, Any]]:
     found = codes(Path(cuda.extension.__file__), f"sm_{architecture}")
     rows = []
     for name, code in zip(readable(list(found)), found.values(), strict=True):
-        kernel, _, case = name.rstrip(">").partition("<")
-        if "half" not in case and "float" not in case.replace("bfloat", "") and "Half" not in case:
+        kernel, _, given = name.rstrip(">").partition("<")
+        dtype, _, number = given.partition(", ")
+        if dtype in BFLOATS:
+            case = PATHS[int(number)] if kernel in WRITTEN else f"{UNITS[kernel]}: {number}" if number else ""
             row = {"kernel": kernel, "case": case, "architecture": f"sm_{architecture}"}
-            rows.append(row | measured(kernel, code, code.resources.shared, None))
+            rows.append(row | measured(kernel, code))
     return sorted(rows, key=lambda row: (row["kernel"], row["case"]))
 
 
-def measured(name: str, code: Code, shared: int, at_once: int | None) -> dict[str, Any]:
-    """What a row says of a kernel's machine code."""
+def measured(name: str, code: Code, shared: int | None = None, at_once: int | None = None) -> dict[str, Any]:
+    """What a row says of a kernel's machine code, and of its launch where that is known."""
     loads, loop = code.loads(), code.frame_loop() if name in WRITTEN else ()
     return {
         "registers": code.resources.registers,
@@ -192,7 +197,7 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
         row["architecture"],
         str(row["registers"]),
         str(row["stack"]),
-        f"{row['shared'] / 1024:.0f} KB",
+        "" if row["shared"] is None else f"{row['shared'] / 1024:.0f} KB",
         "" if row["programs"] is None else str(row["programs"]),
         "" if wide is None else f"{100 * wide:.0f} %",
         "" if loop is None else f"{loop['per_value']:.1f}",
@@ -201,8 +206,14 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """The rows as a table of a page."""
-    lines = [HEADER, ("---", "---", "---", *["---:"] * (len(HEADER) - 3)), *map(cells, rows)]
+    """A line for each kernel and case, in which what differs between architectures stands side by side."""
+    grouped: dict[tuple[str, str], list[tuple[str, ...]]] = {}
+    for row in rows:
+        kernel, case, _, *numbers = cells(row)
+        grouped.setdefault((kernel, case), []).append(tuple(numbers))
+    lines = [(*HEADER[:2], *HEADER[3:]), ("---", "---", *["---:"] * (len(HEADER) - 3))]
+    for names, found in grouped.items():
+        lines.append((*names, *(" / ".join(dict.fromkeys(column)) for column in zip(*found, strict=True))))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -215,7 +226,8 @@ def main() -> None:
         sys.exit(f"the compiled extension m2clip.kernels._cuda is missing: {cuda.MISSING}")
     if args.cuda:
         name, compiler = "machine_code_cuda", cuda.extension.compiler
-        rows = [row for architecture in cuda.extension.architectures.split() for row in cuda_rows(architecture)]
+        built = [each for each in cuda.extension.architectures.split() if each.rstrip("a") in map(str, TARGETS)]
+        rows = [row for architecture in built for row in cuda_rows(architecture)]
     else:
         version = ".".join(triton.__version__.split(".")[:2])
         name, compiler = f"machine_code_triton_{version}", f"Triton {triton.__version__}"
