@@ -128,6 +128,17 @@ def test_the_tests_on_a_gpu_do_not_compile_for_minutes() -> None:
     assert 100 < sum(recorded("tests").values()) <= 700
 
 
+def test_what_is_known_is_not_recorded_again(tools: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("triton")
+    import gpu_compile
+
+    first = gpu_compile.recorded(["errors"], 90)
+    keys = {found.key for found in first}
+    rest = {found.key for found in gpu_compile.recorded(["errors", "benchmarks"], 90, first)}
+    assert len(keys) == len(first) > 10 and rest and not keys & rest
+    assert f"{len(rest)} kernels recorded of errors, benchmarks" in capsys.readouterr().out
+
+
 def test_the_sanitizers_see_every_triton_kernel() -> None:
     pytest.importorskip("triton")
     sources = (ROOT / "kernels" / "triton").glob("*.py")
@@ -165,7 +176,10 @@ def test_kernels_are_compiled_until_the_time_is_over_and_failures_told(tools: An
         os.kill(os.getpid(), signal.SIGKILL)
         return ""
 
-    assert gpu_compile.compile_all([lambda: "", lambda: "k: no such type"], 2, 60) == (2, ["k: no such type"])
+    meant: list[int] = []
+    work = [lambda: "", lambda: "k: no such type"]
+    assert gpu_compile.compile_all(work, 2, 60, lambda: meant.append(1)) == (2, ["k: no such type"])
+    assert meant == [1]
     done, wrong = gpu_compile.compile_all([broken], 1, 60)
     assert done == 0 and len(wrong) == 1 and wrong[0].startswith("1 not compiled")
     slow = [lambda: time.sleep(0.5) or ""] * 50
