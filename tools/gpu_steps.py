@@ -29,8 +29,8 @@ MODEL_MODULES = ("torchvision", "open_clip", "ftfy", "wcwidth", "regex", "tqdm",
 TEST_MODULES = ("pytest", "pytest_timeout", "xdist")
 # What gpu_compile.py compiles beforehand, in this order, and whose it is; the rest is compiled where it is needed. The
 # tests come last because eight processes run them, where each other step compiles alone. Of 1,233 kernels 391 are the
-# tests' own; a kernel takes 1.7 seconds of a core (Triton 3.6, a sample of 90), so that twelve cores compile the others
-# in 120 seconds.
+# tests' own; a kernel takes 1.8 seconds of a core (Triton 3.6, a sample of 90), so that twelve cores compile the others
+# in 127 seconds.
 COMPILED = {
     "small": "checks",
     "tune": "tune",
