@@ -65,9 +65,16 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Open the model, then the source; print until it ends."""
-    from m2clip import distributed
+    """Open the source, then the model; print until the source ends."""
     from m2clip.data.video.live import LiveVideo
+
+    # The source first: what it sends while the model is loaded is taken, and dropped where it is too old.
+    with LiveVideo(args.source, latency=args.latency, timeout=args.timeout) as source:
+        _stream(args, source)
+
+
+def _stream(args: argparse.Namespace, source: LiveVideo) -> None:
+    from m2clip import distributed
     from m2clip.prediction.streams import stream
     from m2clip.towers.precision import place
     from m2clip.train.setup import clip_settings
@@ -76,33 +83,32 @@ def run(args: argparse.Namespace) -> None:
     model = models.open_labelled(args, folder, models.given_names(args, folder))
     model = place(model, distributed.init(device=args.device), args.precision)
     settings = clip_settings(models.run_config(args, folder), model)
-    with LiveVideo(args.source, latency=args.latency, timeout=args.timeout) as source:
-        results = stream(
-            model,
-            source,
-            window=args.window,
-            step=args.step,
-            smoothing=args.smoothing,
-            latency=args.latency,
-            top=args.top,
-            precision=args.precision,
-            crops=settings.crops,
-            normalize=settings.normalize,
-            transform=settings.transform,
-        )
-        summary = _Summary(source, args.latency)
-        try:
-            for found in results:
-                summary.add(found)
-                if args.json:
-                    print(json_text(found.to_dict(), None), flush=True)
-                else:
-                    print_line(repr(found))
-                    sys.stdout.flush()
-        except (KeyboardInterrupt, LostSourceError):
-            summary.tell()
-            raise
+    results = stream(
+        model,
+        source,
+        window=args.window,
+        step=args.step,
+        smoothing=args.smoothing,
+        latency=args.latency,
+        top=args.top,
+        precision=args.precision,
+        crops=settings.crops,
+        normalize=settings.normalize,
+        transform=settings.transform,
+    )
+    summary = _Summary(source, args.latency)
+    try:
+        for found in results:
+            summary.add(found)
+            if args.json:
+                print(json_text(found.to_dict(), None), flush=True)
+            else:
+                print_line(repr(found))
+                sys.stdout.flush()
+    except (KeyboardInterrupt, LostSourceError):
         summary.tell()
+        raise
+    summary.tell()
 
 
 class _Summary:

@@ -79,8 +79,8 @@ class Lag:
         self._last = seconds, now
 
     def age(self, seconds: float, now: float) -> float:
-        """How many seconds after it could have come a frame is looked at."""
-        return now - seconds - self._least
+        """How many seconds after it could have come a frame is looked at; a recording may be ahead of its time."""
+        return max(0.0, now - seconds - self._least)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +106,10 @@ class LiveFrame:
 
 
 class LiveVideo:
-    """A source of frames; use it in a `with` block, and iterate over it once, which opens it.
+    """A source of frames; use it in a `with` block, which begins to take what comes, and iterate over it once.
+
+    What is too old when the first frame is asked for is dropped, unless the source is a recording: so enter the block
+    before a model is loaded, lest a sender waits meanwhile and is late from then on.
 
     Args:
         source: the number of a camera or its device, an address (rtsp, rtp, udp, tcp, http), "-" for standard input, or
@@ -129,7 +132,7 @@ class LiveVideo:
         self._size: tuple[int, int] | None = None
         self._packets: deque[tuple[av.Packet | None, float]] = deque()
         self._changed = threading.Condition()
-        self._stopped = self._finished = False
+        self._started = self._asked = self._stopped = self._finished = False
         self._recording: bool | None = None
         self._began: float | None = None
         self._early: tuple[float, float] | None = None
@@ -213,6 +216,8 @@ class LiveVideo:
                     if packet.pts is not None:
                         self._lag.note(self._since_first(self._seconds(packet.pts)), now, held)
                     self._packets.append((packet, now))
+                    if packet.is_keyframe and not self._asked and self._too_old(*self._packets[0]):
+                        self._skip_to_key()  # so that no more waits for the first frame to be asked for than is needed
                     self._changed.notify_all()
                 if self._recording is None and packet.pts is not None:
                     self._recording = self._pours(self._since_first(self._seconds(packet.pts)), now)
@@ -241,11 +246,16 @@ class LiveVideo:
             self._early = seconds, passed  # what waited in the pipe has come
         fast = self._early is not None and seconds - self._early[0] > _FAST * (passed - self._early[1])
         if seconds - passed > _POURED or (passed > _LOOK and fast):
-            self._lag = Lag()  # by which nothing that waits is late
-            if self._packets and self._packets[0][0] is not None:
-                self._lag.note(self._since_first(self._seconds(self._packets[0][0].pts or 0)), now)
+            self._begin_anew(now)
             return True
         return False if passed > _LOOK else None
+
+    def _begin_anew(self, now: float) -> None:
+        """Take what waits of a recording as if it came now: none of it is late."""
+        self._lag = Lag()
+        self._packets = deque((packet, now) for packet, _ in self._packets)
+        if self._packets and self._packets[0][0] is not None:
+            self._lag.note(self._since_first(self._seconds(self._packets[0][0].pts or 0)), now)
 
     def _is_unknown(self) -> bool:
         """Whether it will soon be known how old frames are: what waited in a pipe before we came is read at once."""
@@ -259,7 +269,8 @@ class LiveVideo:
         if not times:
             return False
         waiting = self._seconds(max(times) - min(times))
-        passed = 0.0 if self._latency is None else time.monotonic() - self._packets[0][1]
+        shown = self._asked and self._latency is not None
+        passed = time.monotonic() - self._packets[0][1] if shown else 0.0
         return waiting - passed > (self._latency or 1.0) / 2
 
     def _seconds(self, time: int) -> float:
@@ -277,7 +288,11 @@ class LiveVideo:
         """
         import av
 
-        threading.Thread(target=self._run, name="m2clip live video", daemon=True).start()
+        self._start()
+        with self._changed:
+            self._asked = True
+            if self._recording:
+                self._begin_anew(time.monotonic())
         late = False
         while True:
             with self._changed:
@@ -309,9 +324,9 @@ class LiveVideo:
             if packet is None:
                 return
 
-    def _too_old(self, packet: av.Packet, arrived: float) -> bool:
+    def _too_old(self, packet: av.Packet | None, arrived: float) -> bool:
         """Whether decoding does not keep up; what waits after a single long absence of who reads is soon decoded."""
-        if self._latency is None or self._recording is None:
+        if packet is None or self._latency is None or self._recording is None:
             return False
         now = time.monotonic()
         age = now - arrived
@@ -354,7 +369,13 @@ class LiveVideo:
             if self._finished:
                 self._release()
 
+    def _start(self) -> None:
+        if not self._started:
+            self._started = True
+            threading.Thread(target=self._run, name="m2clip live video", daemon=True).start()
+
     def __enter__(self) -> LiveVideo:
+        self._start()
         return self
 
     def __exit__(self, *_: object) -> None:

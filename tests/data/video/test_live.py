@@ -153,6 +153,22 @@ def test_one_long_absence_drops_nothing(pipe: Path, monkeypatch: pytest.MonkeyPa
     assert max(ages[:10]) <= 2 and min(ages[10:]) >= 58
 
 
+@pytest.mark.parametrize(("recording", "seen"), [(True, 40), (False, 0)])
+def test_what_came_while_a_model_was_loaded(
+    recording: bool, seen: int, pipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(live, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(LiveVideo, "_pours", lambda *_: recording)
+    with LiveVideo(str(pipe), latency=2) as video:
+        while not (video._packets if recording else video._finished):
+            time.sleep(0.01)
+        clock.now += 60
+        ages = [frame.age() for frame in video]
+    assert (video.seen, video.dropped) == (seen, 40 - seen)
+    assert max(ages, default=0) <= 2
+
+
 @pytest.mark.parametrize(
     ("came", "recording"),
     [
