@@ -116,7 +116,7 @@ class Comparison:
         return value
 
 
-def read_predictions(path: Path) -> dict[Key, Answered]:
+def read_predictions(path: str | os.PathLike[str]) -> dict[Key, Answered]:
     """The rows of a table of predictions by path, start and end, in the order of the file.
 
     Raises:
@@ -124,7 +124,7 @@ def read_predictions(path: Path) -> dict[Key, Answered]:
     """
     rows: dict[Key, Answered] = {}
     try:
-        reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
+        reader = csv.DictReader(io.StringIO(read_text(Path(path)), newline=""), strict=True)
         if missing := [name for name in _NEEDED if name not in (reader.fieldnames or ())]:
             raise InputError(f"{path}: no table of predictions: it has no column {missing[0]}")
         for row in reader:

@@ -171,7 +171,7 @@ def close_loggers(loggers: list[Logger]) -> None:
 
 def reason(error: Exception) -> str:
     """Why another program failed, in one line; the way out is often said last."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     return text if len(text) <= 600 else f"{text[:597]}..."
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,19 @@ def test_runs_are_compared(runs: tuple[Path, Path], tmp_path: Path, capfd: pytes
         1.0,
     )
     assert [one["path"] for one in found["changed"]] == ["/v/2.mp4", "/v/6.mp4"]
+
+
+def test_the_python_of_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "runs/a/val_predictions.csv", "aabbbbba")
+    write(tmp_path / "runs/b/val_predictions.csv", "aaabbbbb")
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "own_videos.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(block, {})
+    out = capsys.readouterr().out
+    assert out.startswith("0.25 (0.0, 0.") and out.endswith(") 0.5\n")
 
 
 def test_what_is_not_shared_is_told(runs: tuple[Path, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -32,7 +32,7 @@ class Run:
 
 def init(**named):
     calls.append(("init", named))
-    if broken: raise RuntimeError("no key: log in first")
+    if broken: raise RuntimeError("no key: log in first.")
     return Run()
 """
 MLFLOW = """
