@@ -46,7 +46,8 @@ def mixer_config(width: int, itemsize: int, branch: str, backward: bool) -> Mixe
         return MixerConfig(min(tokens, 16), channels, 4, 2)  # the most registers: smaller programs fill the rest
     if backward:  # two programs of eight warps have 128 registers a thread, which wider values would not fit into
         return MixerConfig(tokens, channels, 8, 2, 128 if itemsize == 2 else 0)
-    return MixerConfig(tokens, channels, 4, 2)
+    warps = 8 if branch == "difference" and itemsize == 4 else 4  # three programs of eight have 80 registers a thread
+    return MixerConfig(tokens, channels, warps, 2)
 
 
 def mixer_candidates(width: int, itemsize: int, branch: str, backward: bool) -> list[MixerConfig]:
@@ -155,6 +156,7 @@ class Mixer(MixerWeights):
                 parts[1],
                 blocks,
                 *self.frames(h),
+                self.geometry.num_frames * h.shape[1] * h.shape[2],
                 *self.geometry.grid,
                 **self._constants(h, tile, True),
             )
@@ -162,7 +164,8 @@ class Mixer(MixerWeights):
 
     def layout(self, h: Tensor) -> Layout:
         """The kernels' constants."""
-        return Layout(self.width, h.shape[2], int(self.geometry.class_token), self.geometry.patches_only)
+        even = self.geometry.grid[1] % 2 == 0
+        return Layout(self.width, h.shape[2], int(self.geometry.class_token), self.geometry.patches_only, even)
 
     def frames(self, h: Tensor) -> tuple[int, int]:
         """Frames of a clip, tokens of a frame."""

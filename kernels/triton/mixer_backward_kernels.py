@@ -20,11 +20,13 @@ from .tiles import (
     differences,
     line,
     load,
+    moved,
     own,
     patches,
     store,
     store_group,
     sums,
+    table_row,
     widen,
     window,
     zeros,
@@ -100,20 +102,21 @@ def store_sums(p_rows, b_sums, o_c, m_c, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def transpose(p_du, b_du, b_change, b_taps, here, o_c, taps, COLUMNS: tl.constexpr, SUMS: tl.constexpr):
-    """The transposed 3x3 convolution of du at each patch of a group; with SUMS b_taps plus du times b_change, too.
+def transpose(p_du, b_du, b_change, b_taps, here, taps, COLUMNS: tl.constexpr):
+    """The transposed 3x3 convolution of du at each patch of a group, and b_taps plus du times b_change.
 
-    b_change is the difference of h at the group's patches; du of their neighbours is there anyway. The sums are in the
-    order of the transpose's taps, which are the convolution's from the last to the first.
+    b_change is the difference of h at the group's patches, or None where no sums are needed; du of their neighbours is
+    there anyway. The sums are in the order of the transpose's taps, which are the convolution's from the last to the
+    first.
     """
     b_dh = zeros(b_du)
     added = ()
     for dy in tl.static_range(3):
-        b_line = line(p_du, b_du, here, o_c, dy, COLUMNS)
+        b_line = line(p_du, b_du, here, dy, COLUMNS)
         b_dh = add_line(b_dh, b_line, taps[3 * dy], taps[3 * dy + 1], taps[3 * dy + 2])
         for dx in tl.static_range(3):
             b_tap = b_taps[3 * dy + dx]
-            if SUMS:
+            if b_change is not None:
                 for i in tl.static_range(len(b_du)):
                     b_tap += b_line[i + dx] * b_change[i]
             added += (b_tap,)  # type: ignore[assignment]
@@ -121,11 +124,31 @@ def transpose(p_du, b_du, b_change, b_taps, here, o_c, taps, COLUMNS: tl.constex
 
 
 @triton.jit
-def total(b_sum, b_group):
-    """b_sum plus all patches of a group."""
+def beside(b_group, here, K: tl.constexpr):
+    """The sum over a group's patches whose neighbour at the K-th place of a 3x3 window exists."""
+    _, m_rows, m_line, _, _ = here
+    b_sum = tl.zeros(b_group[0].shape, dtype=tl.float32)
     for i in tl.static_range(len(b_group)):
+        b_sum += tl.where(m_rows[K // 3][:, None] & m_line[i + K % 3], b_group[i], 0.0)
+    return b_sum
+
+
+@triton.jit
+def total(b_group):
+    """The sum over all patches of a group."""
+    b_sum = b_group[0]
+    for i in tl.static_range(1, len(b_group)):
         b_sum += b_group[i]
     return b_sum
+
+
+@triton.jit
+def only(b_group, m_tile):
+    """Zeros where the mask is off."""
+    b_masked = ()
+    for i in tl.static_range(len(b_group)):
+        b_masked += (tl.where(m_tile, b_group[i], 0.0),)
+    return b_masked
 
 
 @triton.jit
@@ -147,7 +170,7 @@ def add_correlations(b_taps, b_du, b_before, b_own, b_after, last):
     return b_0, b_1, b_2
 
 
-@triton.jit(do_not_specialize=["groups", "frames", "tokens", "grid_height", "grid_width"])
+@triton.jit(do_not_specialize=["groups", "frames", "tokens", "clip_size", "grid_height", "grid_width"])
 def difference_backward_kernel(
     p_h,
     p_du,
@@ -160,6 +183,7 @@ def difference_backward_kernel(
     groups,
     frames,
     tokens,
+    clip_size,  # frames * tokens * C: offsets in a clip have its type, which is 32 bits wide unless they are not enough
     grid_height,
     grid_width,
     LAYOUT: tl.constexpr,
@@ -168,7 +192,8 @@ def difference_backward_kernel(
     ADJACENT: tl.constexpr,
 ):
     """dh of frame t is the transposed convolution of du of frame t less that of frame t+1, so it is complete one frame
-    later. The difference of h is taken with its bias, which a neighbour outside the grid does not have either.
+    later. The down-projection's bias, which joins the difference of h, is taken in at the end: a tap's sum gets it
+    times du of all patches that have a neighbour there, and so does its own gradient the tap.
     """
     COLUMNS: tl.constexpr = LAYOUT.COLUMNS
     WIDTH: tl.constexpr = LAYOUT.WIDTH
@@ -177,117 +202,102 @@ def difference_backward_kernel(
     U: tl.constexpr = p_u is not None
     SHARED: tl.constexpr = p_temporal is not None
     o_c, m_c, i_group = channels(tl.program_id(0), WIDTH, BLOCK_C)
+    i_g = i_group % groups
     frame_size = tokens * COLUMNS
     o_clip = (i_group // groups).to(tl.int64) * frames * frame_size + FIRST
+    p_h += o_clip
+    p_du += o_clip
+    p_dh += o_clip
+    if U:
+        p_u += o_clip
     if SHARED:
         te = temporal_table(p_temporal, o_c, m_c, WIDTH)
+    here = patches(i_g, o_c, m_c, grid_height, grid_width, LAYOUT, BLOCK_G, ADJACENT)
+    taps = window(p_difference, here, o_c, m_c, WIDTH, True)
     b_zero = tl.zeros([BLOCK_G, BLOCK_C], dtype=tl.float32)
-    b_down_bias = b_zero + tl.load(p_down_bias + o_c, mask=m_c, other=0.0).to(tl.float32)[None, :]
     b_taps = (b_zero, b_zero, b_zero, b_zero, b_zero, b_zero, b_zero, b_zero, b_zero)
     b_te_taps = b_zero, b_zero, b_zero
-    b_sum_du = b_zero
-    i_g = i_group % groups
-    here = patches(i_g, m_c, grid_height, grid_width, LAYOUT.CLASS, BLOCK_G, ADJACENT)
-    taps = window(p_difference, here, o_c, m_c, WIDTH, True)
-    o_frame = o_clip
-    b_du = own(p_du + o_frame, here, o_c, COLUMNS)
-    b_biases = ()
-    for i in tl.static_range(ADJACENT):  # groups reach over the end of a row
-        b_biases += (tl.where(here[2][i + 1], b_down_bias, 0.0),)  # type: ignore[assignment]
-    b_change = b_biases
+    b_du = own(p_du, here, COLUMNS)
+    b_sum_du = b_du
     b_before = zeros(b_du)
-    b_du_before = zeros(b_du)
-    b_down = zeros(b_du)  # sums of what goes to the down-projection's bias
+    b_last = zeros(b_du)
     if SUMS or U:
-        b_h = own(p_h + o_frame, here, o_c, COLUMNS)
+        b_h = own(p_h, here, COLUMNS)
     if SHARED:
-        b_after = own(p_h + o_frame + tl.where(frames > 1, frame_size, 0), here, o_c, COLUMNS)
+        b_first = total(b_du)
+        b_last = scaled(b_du, te[1])
+        b_after = own(p_h + tl.where(frames > 1, frame_size, 0), here, COLUMNS)
+        if SUMS:
+            b_te_taps = add_correlations(b_te_taps, b_du, b_before, b_h, b_after, frames > 1)
     if U:
         u_taps = window(p_difference, here, o_c, m_c, WIDTH, False)
         b_constants = constants_of(p_difference, p_temporal, here, o_c, m_c, grid_height, grid_width, WIDTH)
-        b_conv = convolve(p_h + o_frame, b_h, here, o_c, u_taps, COLUMNS)
-        b_rest = differences(b_constants, b_conv)
+        b_rest = differences(b_constants, convolve(p_h, b_h, here, u_taps, COLUMNS))
         b_u = b_constants
         if SHARED:
             b_u = add_frames(b_u, te, b_before, b_h, b_after, frames > 1)
-        store_group(p_u + o_frame, b_u, here, o_c, COLUMNS)
-    b_dh, b_taps = transpose(p_du + o_frame, b_du, b_change, b_taps, here, o_c, taps, COLUMNS, SUMS)
-    b_last = zeros(b_du)
-    if SUMS:
-        b_sum_du = total(b_sum_du, b_du)
-        b_down = sums(b_down, b_dh)
-    if SHARED:
-        b_last = scaled(b_du, te[1])
-        if SUMS:
-            b_down = sums(b_down, b_last)
-            b_te_taps = add_correlations(b_te_taps, b_du, b_before, b_h, b_after, frames > 1)
-    for t in range(1, frames):
+        store_group(p_u, b_u, here, COLUMNS)
+    p_dh_before = p_dh - frame_size
+    # Two frames of 16 bits at a time: what one leaves to the next stays in its registers. fp32 takes too many for that.
+    AT_ONCE: tl.constexpr = 2 if p_h.dtype.element_ty.primitive_bitwidth == 16 else 1
+    for o_frame in tl.range(frame_size, clip_size, frame_size, loop_unroll_factor=AT_ONCE):
+        there = moved(here, o_frame)
+        more = o_frame + frame_size < clip_size
         if SHARED:
             b_du_before = b_du
-        o_before = o_frame
-        o_frame += frame_size
+            b_after = own(p_h + tl.where(more, frame_size, 0), there, COLUMNS)
         if SUMS or U:
             b_before = b_h
-            b_h = own(p_h + o_frame, here, o_c, COLUMNS)
-            b_change = sums(differences(b_h, b_before), b_biases)
-        if SHARED:
-            b_after = own(p_h + o_frame + tl.where(t + 1 < frames, frame_size, 0), here, o_c, COLUMNS)
+            b_h = own(p_h, there, COLUMNS)
         if U:
-            b_conv = convolve(p_h + o_frame, b_h, here, o_c, u_taps, COLUMNS)
+            b_conv = convolve(p_h, b_h, there, u_taps, COLUMNS)
             b_u = sums(b_conv, b_rest)
             if SHARED:
-                b_u = add_frames(b_u, te, b_before, b_h, b_after, t + 1 < frames)
-            store_group(p_u + o_frame, b_u, here, o_c, COLUMNS)
+                b_u = add_frames(b_u, te, b_before, b_h, b_after, more)
+            store_group(p_u, b_u, there, COLUMNS)
             b_rest = differences(b_constants, b_conv)
-        b_du = own(p_du + o_frame, here, o_c, COLUMNS)
-        b_dh, b_taps = transpose(p_du + o_frame, b_du, b_change, b_taps, here, o_c, taps, COLUMNS, SUMS)
+        b_du = own(p_du, there, COLUMNS)
+        b_change = differences(b_h, b_before) if SUMS else None
+        b_dh, b_taps = transpose(p_du, b_du, b_change, b_taps, there, taps, COLUMNS)
         b_last = differences(b_last, b_dh)
-        if SUMS:
-            b_sum_du = total(b_sum_du, b_du)
-            b_down = sums(b_down, b_dh)
         if SHARED:
-            b_back = scaled(b_du, te[0])
-            b_last = sums(b_last, b_back)
-        store_group(p_dh + o_before, b_last, here, o_c, COLUMNS)
+            b_last = sums(b_last, scaled(b_du, te[0]))
+        store_group(p_dh_before, b_last, there, COLUMNS)
         b_last = b_dh
         if SHARED:
-            b_own = sums(scaled(b_du, te[1]), scaled(b_du_before, te[2]))
-            b_last = sums(b_last, b_own)
-            if SUMS:
-                b_down = sums(sums(b_down, b_back), b_own)
-                b_te_taps = add_correlations(b_te_taps, b_du, b_before, b_h, b_after, t + 1 < frames)
-    store_group(p_dh + o_frame, b_last, here, o_c, COLUMNS)
-    _, m_rows, m_line, _, _ = here
-    b_sum_down = b_zero
-    for i in tl.static_range(ADJACENT):
-        b_sum_down += tl.where(m_line[i + 1], b_down[i], 0.0)
-    b_sums = ()
-    for k in tl.static_range(9):
-        b_sums += (tl.where(m_rows[2 - k // 3][:, None], b_taps[8 - k], 0.0),)  # type: ignore[assignment]
-    m_groups = m_rows[1][:, None]
-    b_sum_du, b_sum_down = tl.where(m_groups, b_sum_du, 0.0), tl.where(m_groups, b_sum_down, 0.0)
-    b_0, b_1, b_2 = b_te_taps
-    b_0, b_1, b_2 = tl.where(m_groups, b_0, 0.0), tl.where(m_groups, b_1, 0.0), tl.where(m_groups, b_2, 0.0)
-    b_te_sums = (b_0, b_1, b_2, b_sum_du, b_sum_down)
+            b_last = sums(b_last, sums(scaled(b_du, te[1]), scaled(b_du_before, te[2])))
+        if SUMS:
+            b_sum_du = sums(b_sum_du, b_du)
+            if SHARED:
+                b_te_taps = add_correlations(b_te_taps, b_du, b_before, b_h, b_after, more)
+    store_group(p_dh_before + frames.to(tl.int64) * frame_size, b_last, here, COLUMNS)
+    b_total = total(b_sum_du)
+    b_te_down = b_zero
+    if SHARED:
+        b_te_down = b_total * te[1] + (b_total - b_first) * te[0] + (b_total - total(b_du)) * te[2]
+    b_te_sums = only(b_te_taps + (b_total, b_te_down), here[1][1][:, None])
+    b_total = b_te_sums[3]  # without class tokens
     if LAYOUT.CLASS:
         stop = tl.where(i_g == 0, frames, 0)
         if U:
-            mix_class_tokens(
-                p_h + o_clip, p_u + o_clip, p_temporal, o_c, m_c, frames, stop, frame_size, LAYOUT, BLOCK_G
-            )
+            mix_class_tokens(p_h, p_u, p_temporal, o_c, m_c, frames, stop, frame_size, LAYOUT, BLOCK_G)
         if SHARED and not LAYOUT.PATCHES_ONLY:
-            b_te_sums = class_tokens_backward(
-                p_h + o_clip, p_du + o_clip, p_dh + o_clip, te, b_te_sums, o_c, m_c, frames, stop, frame_size
-            )
+            b_te_sums = class_tokens_backward(p_h, p_du, p_dh, te, b_te_sums, o_c, m_c, frames, stop, frame_size)
         else:
-            mix_class_tokens(p_h + o_clip, p_dh + o_clip, None, o_c, m_c, frames, stop, frame_size, LAYOUT, BLOCK_G)
+            mix_class_tokens(p_h, p_dh, None, o_c, m_c, frames, stop, frame_size, LAYOUT, BLOCK_G)
     if SUMS:
-        p_sums += i_group.to(tl.int64) * (15 if SHARED else 11) * WIDTH
+        b_down_bias = tl.load(p_down_bias + o_c, mask=m_c, other=0.0).to(tl.float32)[None, :]
+        b_0, b_1, b_2, b_te_total, b_down = b_te_sums
+        b_sums = ()
+        for k in tl.static_range(9):
+            b_there = beside(b_sum_du, here, k)
+            b_down += b_there * table_row(p_difference, k, o_c, m_c, WIDTH)
+            b_tap = tl.where(here[1][2 - k // 3][:, None], b_taps[8 - k], 0.0)
+            b_sums += (b_tap + b_there * b_down_bias,)  # type: ignore[assignment]
+        b_sums += (b_total, b_down)
         if SHARED:
-            b_0, b_1, b_2, b_te_sum_du, b_sum_down = b_te_sums
-            store_sums(p_sums, b_sums + (b_sum_du, b_sum_down, b_0, b_1, b_2, b_te_sum_du), o_c, m_c, WIDTH)
-        else:
-            store_sums(p_sums, b_sums + (b_sum_du, b_sum_down), o_c, m_c, WIDTH)
+            b_sums += (b_0, b_1, b_2, b_te_total)
+        store_sums(p_sums + i_group.to(tl.int64) * len(b_sums) * WIDTH, b_sums, o_c, m_c, WIDTH)
 
 
 @triton.jit
@@ -295,22 +305,26 @@ def class_tokens_backward(p_h, p_du, p_dh, te, b_sums, o_c, m_c, frames, stop, f
     """dh of a clip's class tokens of frames below stop, in shared columns, and b_sums with theirs: taps, du, dh."""
     b_0, b_1, b_2, b_sum_du, b_sum_dh = b_sums
     BLOCK_T: tl.constexpr = b_0.shape[0]
+    o_block = tl.arange(0, BLOCK_T)
     for first in range(0, stop, BLOCK_T):
-        o_t = first + tl.arange(0, BLOCK_T)
+        o_t = first + o_block
         m_before = ((o_t > 0) & (o_t <= frames))[:, None] & m_c[None, :]
         m_here = (o_t < frames)[:, None] & m_c[None, :]
         m_after = (o_t + 1 < frames)[:, None] & m_c[None, :]
-        b_du = widen(load(p_du, o_t, o_c, m_here, frame_size))
+        b_du = widen(load(p_du, o_block, o_c, m_here, frame_size))
         b_dh = b_du * te[1]
-        b_dh += widen(load(p_du - frame_size, o_t, o_c, m_before, frame_size)) * te[2]
-        b_dh += widen(load(p_du + frame_size, o_t, o_c, m_after, frame_size)) * te[0]
+        b_dh += widen(load(p_du - frame_size, o_block, o_c, m_before, frame_size)) * te[2]
+        b_dh += widen(load(p_du + frame_size, o_block, o_c, m_after, frame_size)) * te[0]
         b_dh = tl.where(m_here, b_dh, 0.0)
-        store(p_dh, o_t, o_c, m_here, b_dh, frame_size)
-        b_0 += b_du * widen(load(p_h - frame_size, o_t, o_c, m_before, frame_size))
-        b_1 += b_du * widen(load(p_h, o_t, o_c, m_here, frame_size))
-        b_2 += b_du * widen(load(p_h + frame_size, o_t, o_c, m_after, frame_size))
+        store(p_dh, o_block, o_c, m_here, b_dh, frame_size)
+        b_0 += b_du * widen(load(p_h - frame_size, o_block, o_c, m_before, frame_size))
+        b_1 += b_du * widen(load(p_h, o_block, o_c, m_here, frame_size))
+        b_2 += b_du * widen(load(p_h + frame_size, o_block, o_c, m_after, frame_size))
         b_sum_du += b_du
         b_sum_dh += b_dh
+        p_h += BLOCK_T * frame_size
+        p_du += BLOCK_T * frame_size
+        p_dh += BLOCK_T * frame_size
     return b_0, b_1, b_2, b_sum_du, b_sum_dh
 
 

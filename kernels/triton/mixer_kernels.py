@@ -69,11 +69,11 @@ def temporal_table(p_temporal, o_c, m_c, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def convolve(p_frame, b_own, here, o_c, taps, COLUMNS: tl.constexpr):
+def convolve(p_frame, b_own, here, taps, COLUMNS: tl.constexpr):
     """A tuple of [BLOCK_G, BLOCK_C] fp32: the 3x3 convolution of a frame at each patch of a group."""
     b_sums = zeros(b_own)
     for dy in tl.static_range(3):
-        b_line = line(p_frame, b_own, here, o_c, dy, COLUMNS)
+        b_line = line(p_frame, b_own, here, dy, COLUMNS)
         b_sums = add_line(b_sums, b_line, taps[3 * dy], taps[3 * dy + 1], taps[3 * dy + 2])
     return b_sums
 
@@ -117,17 +117,17 @@ def mix_patches(
     if LAYOUT.CLASS:
         stop = tl.where(i_g == 0, frames, 0)
         mix_class_tokens(p_h, p_u, p_temporal, o_c, m_c, frames, stop, frame_size, LAYOUT, BLOCK_G)
-    here = patches(i_g, m_c, grid_height, grid_width, LAYOUT.CLASS, BLOCK_G, ADJACENT)
+    here = patches(i_g, o_c, m_c, grid_height, grid_width, LAYOUT, BLOCK_G, ADJACENT)
     taps = window(p_difference, here, o_c, m_c, WIDTH, False)
     b_constants = constants_of(p_difference, p_temporal, here, o_c, m_c, grid_height, grid_width, WIDTH)
-    b_own = own(p_h, here, o_c, COLUMNS)
-    b_conv = convolve(p_h, b_own, here, o_c, taps, COLUMNS)
-    b_after = own(p_h + tl.where(frames > 1, frame_size, 0), here, o_c, COLUMNS)
+    b_own = own(p_h, here, COLUMNS)
+    b_conv = convolve(p_h, b_own, here, taps, COLUMNS)
+    b_after = own(p_h + tl.where(frames > 1, frame_size, 0), here, COLUMNS)
     b_u = b_constants
     if p_temporal is not None:
         te = temporal_table(p_temporal, o_c, m_c, WIDTH)
         b_u = add_frames(b_u, te, zeros(b_own), b_own, b_after, frames > 1)
-    store_group(p_u, b_u, here, o_c, COLUMNS)
+    store_group(p_u, b_u, here, COLUMNS)
     for t in range(1, frames):
         p_h += frame_size
         p_u += frame_size
@@ -136,12 +136,12 @@ def mix_patches(
         b_rest = differences(b_constants, b_conv)
         b_before = b_own
         b_own = b_after
-        b_after = own(p_h + tl.where(t + 1 < frames, frame_size, 0), here, o_c, COLUMNS)
-        b_conv = convolve(p_h, b_own, here, o_c, taps, COLUMNS)
+        b_after = own(p_h + tl.where(t + 1 < frames, frame_size, 0), here, COLUMNS)
+        b_conv = convolve(p_h, b_own, here, taps, COLUMNS)
         b_u = sums(b_conv, b_rest)
         if p_temporal is not None:
             b_u = add_frames(b_u, te, b_before, b_own, b_after, t + 1 < frames)
-        store_group(p_u, b_u, here, o_c, COLUMNS)
+        store_group(p_u, b_u, here, COLUMNS)
 
 
 @triton.jit
@@ -159,16 +159,19 @@ def mix_class_tokens(
     p_h, p_u, p_temporal, o_c, m_c, frames, stop, frame_size, LAYOUT: tl.constexpr, BLOCK_T: tl.constexpr
 ):
     """u of a clip's class tokens, of frames below stop, in columns that the difference branch has alone or shares."""
+    o_block = tl.arange(0, BLOCK_T)
     for first in range(0, stop, BLOCK_T):
-        o_t = first + tl.arange(0, BLOCK_T)
+        o_t = first + o_block
         b_u = tl.zeros([BLOCK_T, o_c.shape[0]], dtype=tl.float32)
         if p_temporal is not None and not LAYOUT.PATCHES_ONLY:
             te = temporal_table(p_temporal, o_c, m_c, LAYOUT.WIDTH)
             b_u += te[3]
             for k in tl.static_range(3):
                 m_there = ((o_t + k > 0) & (o_t + k <= frames))[:, None] & m_c[None, :]
-                b_u += widen(load(p_h + (k - 1) * frame_size, o_t, o_c, m_there, frame_size)) * te[k]
-        store(p_u, o_t, o_c, (o_t < frames)[:, None] & m_c[None, :], b_u, frame_size)
+                b_u += widen(load(p_h + (k - 1) * frame_size, o_block, o_c, m_there, frame_size)) * te[k]
+        store(p_u, o_block, o_c, (o_t < frames)[:, None] & m_c[None, :], b_u, frame_size)
+        p_h += BLOCK_T * frame_size
+        p_u += BLOCK_T * frame_size
 
 
 @triton.jit(do_not_specialize=["blocks_p", "frames", "tokens"])

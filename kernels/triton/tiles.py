@@ -20,6 +20,7 @@ class Layout(NamedTuple):
     COLUMNS: int  # C of h: 2R where each branch has its own columns, the temporal one first, else R
     CLASS: int  # class tokens of a frame
     PATCHES_ONLY: bool  # the temporal branch leaves out class tokens, too
+    EVEN: bool  # patches in a row of the grid are even in number
 
 
 @triton.jit
@@ -63,20 +64,27 @@ def table_row(p_table, k, o_c, m_c, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def patches(i_g, m_c, grid_height, grid_width, CLASS: tl.constexpr, BLOCK_G: tl.constexpr, ADJACENT: tl.constexpr):
-    """A block of groups: tokens of their first patches and of those above and below, or the group's own row again where
-    the grid ends; which of the three exist; which patches of a line do; row and column of the first patch.
+def patches(
+    i_g, o_c, m_c, grid_height, grid_width, LAYOUT: tl.constexpr, BLOCK_G: tl.constexpr, ADJACENT: tl.constexpr
+):
+    """A block of groups: offsets in a frame of their first patches and of those above and below, or the group's own row
+    again where the grid ends; which of the three exist; which patches of a line do; row and column of the first patch.
     """
     across = tl.cdiv(grid_width, ADJACENT)
     o_g = i_g * BLOCK_G + tl.arange(0, BLOCK_G)
     m_g = o_g < grid_height * across
     o_y, o_x = tl.minimum(o_g // across, grid_height - 1), o_g % across * ADJACENT
     m_above, m_below = o_y > 0, o_y + 1 < grid_height
-    o_here = CLASS + o_y * grid_width + o_x
-    o_rows = o_here - tl.where(m_above, grid_width, 0), o_here, o_here + tl.where(m_below, grid_width, 0)
+    o_here = LAYOUT.CLASS + o_y * grid_width + o_x
+    o_above, o_below = o_here - tl.where(m_above, grid_width, 0), o_here + tl.where(m_below, grid_width, 0)
+    o_rows = (o_above[:, None] * LAYOUT.COLUMNS + o_c[None, :], o_here[:, None] * LAYOUT.COLUMNS + o_c[None, :])
+    o_rows += (o_below[:, None] * LAYOUT.COLUMNS + o_c[None, :],)
     m_line = (m_c[None, :] & (o_x > 0)[:, None], m_c[None, :] & tl.full([BLOCK_G, 1], 1, tl.int1))
     for i in tl.static_range(1, ADJACENT + 1):
-        m_line += (m_c[None, :] & (o_x + i < grid_width)[:, None],)  # type: ignore[assignment]
+        if LAYOUT.EVEN and ADJACENT % 2 == 0 and i % 2 == 1:
+            m_line += (m_line[i],)  # of two patches both exist, or none
+        else:
+            m_line += (m_c[None, :] & (o_x + i < grid_width)[:, None],)  # type: ignore[assignment]
     return o_rows, (m_g & m_above, m_g, m_g & m_below), m_line, o_y, o_x
 
 
@@ -99,18 +107,25 @@ def window(p_table, here, o_c, m_c, WIDTH: tl.constexpr, FLIP: tl.constexpr):
 
 
 @triton.jit
-def own(p_frame, here, o_c, COLUMNS: tl.constexpr):
+def moved(here, o_frame):
+    """The same groups of another frame, that begins so far behind."""
+    o_rows, m_rows, m_line, o_y, o_x = here
+    return (o_rows[0] + o_frame, o_rows[1] + o_frame, o_rows[2] + o_frame), m_rows, m_line, o_y, o_x
+
+
+@triton.jit
+def own(p_frame, here, COLUMNS: tl.constexpr):
     """The patches of a group, in fp32; of groups behind the grid some others."""
     o_rows, _, m_line, _, _ = here
     b_own = ()
     for i in tl.static_range(len(m_line) - 2):
-        b_here = load(p_frame + i * COLUMNS, o_rows[1], o_c, m_line[i + 1], COLUMNS)
+        b_here = tl.load(p_frame + i * COLUMNS + o_rows[1], mask=m_line[i + 1], other=0.0)
         b_own += (widen(b_here),)  # type: ignore[assignment]
     return b_own
 
 
 @triton.jit
-def line(p_frame, b_own, here, o_c, DY: tl.constexpr, COLUMNS: tl.constexpr):
+def line(p_frame, b_own, here, DY: tl.constexpr, COLUMNS: tl.constexpr):
     """A line in fp32: of the row above (DY 0), the own, of which b_own is the group itself, or the one below (2)."""
     o_rows, _, m_line, _, _ = here
     b_line = ()
@@ -118,7 +133,7 @@ def line(p_frame, b_own, here, o_c, DY: tl.constexpr, COLUMNS: tl.constexpr):
         if DY == 1 and j > 0 and j < len(m_line) - 1:
             b_line += (b_own[j - 1],)  # type: ignore[assignment]
         else:
-            b_there = load(p_frame + (j - 1) * COLUMNS, o_rows[DY], o_c, m_line[j], COLUMNS)
+            b_there = tl.load(p_frame + (j - 1) * COLUMNS + o_rows[DY], mask=m_line[j], other=0.0)
             b_line += (widen(b_there),)  # type: ignore[assignment]
     return b_line
 
@@ -158,10 +173,11 @@ def differences(b_group, b_other):
 
 
 @triton.jit
-def store_group(p_frame, b_group, here, o_c, COLUMNS: tl.constexpr):
+def store_group(p_frame, b_group, here, COLUMNS: tl.constexpr):
     o_rows, m_rows, m_line, _, _ = here
     for i in tl.static_range(len(b_group)):
-        store(p_frame + i * COLUMNS, o_rows[1], o_c, m_line[i + 1] & m_rows[1][:, None], b_group[i], COLUMNS)
+        b_value = b_group[i].to(p_frame.dtype.element_ty)
+        tl.store(p_frame + i * COLUMNS + o_rows[1], b_value, mask=m_line[i + 1] & m_rows[1][:, None])
 
 
 @triton.jit

@@ -73,8 +73,24 @@ def registers(found: Any, folder: Path) -> int:
     return _used(found, folder, "REG")
 
 
+def loop(found: Any, folder: Path) -> int:
+    """Instructions of the longest loop."""
+    (folder / "kernel.cubin").write_bytes(found.asm["cubin"])
+    lines, length = _tool("nvdisasm", "-c", folder / "kernel.cubin").splitlines(), 0
+    instructions = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+(?!NOP)\S.*;")
+    for label, first in ((line, i) for i, line in enumerate(lines) if re.match(r"\.L\w+:", line)):
+        jumps = [i for i, line in enumerate(lines) if i > first and f"BRA `({label[:-1]})" in line]
+        if jumps:
+            length = max(length, sum(map(bool, map(instructions.match, lines[first : jumps[-1] + 1]))))
+    return length
+
+
 def _used(found: Any, folder: Path, what: str) -> int:
     (folder / "kernel.cubin").write_bytes(found.asm["cubin"])
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    report = subprocess.run([tool, "--dump-resource-usage", folder / "kernel.cubin"], capture_output=True, text=True)
-    return int(re.search(rf"{what}:(\d+)", report.stdout)[1])
+    report = _tool("cuobjdump", "--dump-resource-usage", folder / "kernel.cubin")
+    return int(re.search(rf"{what}:(\d+)", report)[1])
+
+
+def _tool(name: str, *arguments: str | Path) -> str:
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    return subprocess.run([tool, *arguments], capture_output=True, text=True, check=True).stdout

@@ -12,14 +12,14 @@ import torch
 from m2clip.kernels.triton import mixer_backward_kernels, mixer_kernels
 from m2clip.kernels.triton.mixer import MixerConfig, mixer_candidates, mixer_config
 from m2clip.kernels.triton.tiles import Layout
-from tests.compiled.compiling import SHARED_MEMORY, TYPES, compiled, fits, registers, spilled
+from tests.compiled.compiling import SHARED_MEMORY, TYPES, compiled, fits, loop, registers, spilled
 
 TARGETS = [*((architecture, torch.bfloat16) for architecture in SHARED_MEMORY), (120, torch.float32)]
 BRANCHES = ("temporal", "difference", "shared")
 # Registers of a thread, forwards and backwards. Of the 64 warps of a multiprocessor 24 fit with 80, 20 with 96, 16 with
 # 128, 12 with 168.
 MOST_16 = {"temporal": (80, 80), "difference": (96, 128), "shared": (136, 168)}
-MOST_32 = {"temporal": (80, 80), "difference": (128, 152), "shared": (168, 168)}
+MOST_32 = {"temporal": (80, 80), "difference": (96, 128), "shared": (168, 168)}
 
 
 def kernel(
@@ -29,15 +29,17 @@ def kernel(
     architecture: int,
     dtype: torch.dtype,
     width: int = 384,
+    clip_size: str = "i32",
 ) -> Any:
     aligned = "" if width * dtype.itemsize % 16 else ":16"
     types = dict.fromkeys(("p_h", "p_u", "p_du", "p_dh", "p_down_bias"), f"*{TYPES[dtype]}:16") | {
         "p_temporal": None if branch == "difference" else "*fp32:16",
         "p_difference": "*fp32:16",
         "p_sums": f"*fp32{aligned}",
+        "clip_size": clip_size,
     }
     columns = width if branch == "shared" else 2 * width
-    constants = {"LAYOUT": Layout(width, columns, 1, False), "BLOCK_C": config.channels}
+    constants = {"LAYOUT": Layout(width, columns, 1, False, True), "BLOCK_C": config.channels}
     module = mixer_backward_kernels if backward else mixer_kernels
     name = f"{'temporal' if branch == 'temporal' else 'difference'}_{'backward' if backward else 'forward'}_kernel"
     constants["BLOCK_P" if branch == "temporal" else "BLOCK_G"] = config.tokens // config.adjacent
@@ -58,6 +60,22 @@ def test_static_rule(backward, branch, dtype, architecture, tmp_path: Path) -> N
     assert spilled(found, tmp_path) == 0
     assert registers(found, tmp_path) <= (MOST_16 if dtype.itemsize == 2 else MOST_32)[branch][backward]
     assert not re.search(r"ld\.global\S*\.b16", found.asm["ptx"])  # weights and rows are read by vectors
+
+
+@pytest.mark.parametrize(("branch", "most"), [("difference", 60), ("shared", 76)])
+@pytest.mark.parametrize("architecture", [80, 90])
+def test_instructions_of_a_backward_pass(architecture, branch, most, tmp_path: Path) -> None:
+    """Most instructions that a value of h takes: more would keep the kernel from the speed of the memory."""
+    config = mixer_config(384, 2, branch, True)
+    found = kernel(branch, True, config, architecture, torch.bfloat16)
+    frames = 2  # of a turn of the loop
+    assert loop(found, tmp_path) / (frames * config.tokens * config.channels / (32 * config.warps)) <= most
+
+
+def test_clips_of_more_values_than_32_bits_count() -> None:
+    config = mixer_config(384, 2, "difference", True)
+    found = kernel("difference", True, config, 90, torch.bfloat16, clip_size="i64")
+    assert "tensor<16x32xi64" in found.asm["ttgir"]  # offsets
 
 
 @pytest.mark.parametrize("branch", BRANCHES)
