@@ -238,8 +238,8 @@ def difference_backward_kernel(
             b_u = add_frames(b_u, te, b_before, b_h, b_after, frames > 1)
         store_group(p_u, b_u, here, COLUMNS)
     p_dh_before = p_dh - frame_size
-    # Two frames of 16 bits at a time: what one leaves to the next stays in its registers. fp32 takes too many for that.
-    AT_ONCE: tl.constexpr = 2 if p_h.dtype.element_ty.primitive_bitwidth == 16 else 1
+    # Two frames at a time, so that what one leaves to the next stays in its registers, where these are enough for that.
+    AT_ONCE: tl.constexpr = 2 if p_h.dtype.element_ty.primitive_bitwidth == 16 and not SHARED else 1
     for o_frame in tl.range(frame_size, clip_size, frame_size, loop_unroll_factor=AT_ONCE):
         there = moved(here, o_frame)
         more = o_frame + frame_size < clip_size
@@ -305,26 +305,22 @@ def class_tokens_backward(p_h, p_du, p_dh, te, b_sums, o_c, m_c, frames, stop, f
     """dh of a clip's class tokens of frames below stop, in shared columns, and b_sums with theirs: taps, du, dh."""
     b_0, b_1, b_2, b_sum_du, b_sum_dh = b_sums
     BLOCK_T: tl.constexpr = b_0.shape[0]
-    o_block = tl.arange(0, BLOCK_T)
     for first in range(0, stop, BLOCK_T):
-        o_t = first + o_block
+        o_t = first + tl.arange(0, BLOCK_T)
         m_before = ((o_t > 0) & (o_t <= frames))[:, None] & m_c[None, :]
         m_here = (o_t < frames)[:, None] & m_c[None, :]
         m_after = (o_t + 1 < frames)[:, None] & m_c[None, :]
-        b_du = widen(load(p_du, o_block, o_c, m_here, frame_size))
+        b_du = widen(load(p_du, o_t, o_c, m_here, frame_size))
         b_dh = b_du * te[1]
-        b_dh += widen(load(p_du - frame_size, o_block, o_c, m_before, frame_size)) * te[2]
-        b_dh += widen(load(p_du + frame_size, o_block, o_c, m_after, frame_size)) * te[0]
+        b_dh += widen(load(p_du - frame_size, o_t, o_c, m_before, frame_size)) * te[2]
+        b_dh += widen(load(p_du + frame_size, o_t, o_c, m_after, frame_size)) * te[0]
         b_dh = tl.where(m_here, b_dh, 0.0)
-        store(p_dh, o_block, o_c, m_here, b_dh, frame_size)
-        b_0 += b_du * widen(load(p_h - frame_size, o_block, o_c, m_before, frame_size))
-        b_1 += b_du * widen(load(p_h, o_block, o_c, m_here, frame_size))
-        b_2 += b_du * widen(load(p_h + frame_size, o_block, o_c, m_after, frame_size))
+        store(p_dh, o_t, o_c, m_here, b_dh, frame_size)
+        b_0 += b_du * widen(load(p_h - frame_size, o_t, o_c, m_before, frame_size))
+        b_1 += b_du * widen(load(p_h, o_t, o_c, m_here, frame_size))
+        b_2 += b_du * widen(load(p_h + frame_size, o_t, o_c, m_after, frame_size))
         b_sum_du += b_du
         b_sum_dh += b_dh
-        p_h += BLOCK_T * frame_size
-        p_du += BLOCK_T * frame_size
-        p_dh += BLOCK_T * frame_size
     return b_0, b_1, b_2, b_sum_du, b_sum_dh
 
 

@@ -159,19 +159,16 @@ def mix_class_tokens(
     p_h, p_u, p_temporal, o_c, m_c, frames, stop, frame_size, LAYOUT: tl.constexpr, BLOCK_T: tl.constexpr
 ):
     """u of a clip's class tokens, of frames below stop, in columns that the difference branch has alone or shares."""
-    o_block = tl.arange(0, BLOCK_T)
     for first in range(0, stop, BLOCK_T):
-        o_t = first + o_block
+        o_t = first + tl.arange(0, BLOCK_T)
         b_u = tl.zeros([BLOCK_T, o_c.shape[0]], dtype=tl.float32)
         if p_temporal is not None and not LAYOUT.PATCHES_ONLY:
             te = temporal_table(p_temporal, o_c, m_c, LAYOUT.WIDTH)
             b_u += te[3]
             for k in tl.static_range(3):
                 m_there = ((o_t + k > 0) & (o_t + k <= frames))[:, None] & m_c[None, :]
-                b_u += widen(load(p_h + (k - 1) * frame_size, o_block, o_c, m_there, frame_size)) * te[k]
-        store(p_u, o_block, o_c, (o_t < frames)[:, None] & m_c[None, :], b_u, frame_size)
-        p_h += BLOCK_T * frame_size
-        p_u += BLOCK_T * frame_size
+                b_u += widen(load(p_h + (k - 1) * frame_size, o_t, o_c, m_there, frame_size)) * te[k]
+        store(p_u, o_t, o_c, (o_t < frames)[:, None] & m_c[None, :], b_u, frame_size)
 
 
 @triton.jit(do_not_specialize=["blocks_p", "frames", "tokens"])
