@@ -294,9 +294,9 @@ def difference_backward_kernel(
             b_down += b_there * table_row(p_difference, k, o_c, m_c, WIDTH)
             b_tap = tl.where(here[1][2 - k // 3][:, None], b_taps[8 - k], 0.0)
             b_sums += (b_tap + b_there * b_down_bias,)  # type: ignore[assignment]
-        b_sums += (b_total, b_down)
+        b_sums += (b_total, b_down)  # type: ignore[assignment]
         if SHARED:
-            b_sums += (b_0, b_1, b_2, b_te_total)
+            b_sums += (b_0, b_1, b_2, b_te_total)  # type: ignore[assignment]
         store_sums(p_sums + i_group.to(tl.int64) * len(b_sums) * WIDTH, b_sums, o_c, m_c, WIDTH)
 
 

@@ -78,11 +78,11 @@ def patches(
     o_here = LAYOUT.CLASS + o_y * grid_width + o_x
     o_above, o_below = o_here - tl.where(m_above, grid_width, 0), o_here + tl.where(m_below, grid_width, 0)
     o_rows = (o_above[:, None] * LAYOUT.COLUMNS + o_c[None, :], o_here[:, None] * LAYOUT.COLUMNS + o_c[None, :])
-    o_rows += (o_below[:, None] * LAYOUT.COLUMNS + o_c[None, :],)
+    o_rows += (o_below[:, None] * LAYOUT.COLUMNS + o_c[None, :],)  # type: ignore[assignment]
     m_line = (m_c[None, :] & (o_x > 0)[:, None], m_c[None, :] & tl.full([BLOCK_G, 1], 1, tl.int1))
     for i in tl.static_range(1, ADJACENT + 1):
         if LAYOUT.EVEN and ADJACENT % 2 == 0 and i % 2 == 1:
-            m_line += (m_line[i],)  # of two patches both exist, or none
+            m_line += (m_line[i],)  # type: ignore[assignment]  # of two patches both exist, or none
         else:
             m_line += (m_c[None, :] & (o_x + i < grid_width)[:, None],)  # type: ignore[assignment]
     return o_rows, (m_g & m_above, m_g, m_g & m_below), m_line, o_y, o_x
