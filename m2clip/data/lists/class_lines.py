@@ -75,7 +75,9 @@ def header_columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Colu
             i < len(row) and is_whole(row[i]) for row in rows for i in ids[:1]
         ):
             return None
-    if len(names) > 1:
+    if ids and "key" in header:
+        names = [header.index("key")]  # as EPIC-Kitchens writes, beside a category that classes share
+    elif len(names) > 1:
         names = [i for i in names if header[i].lower().endswith("name")][:1]
     if not names or (not ids and None in roles):
         return None

@@ -39,6 +39,7 @@ READ = {
     "bars.txt": "run|0\njump, high|1\n",
     "camel.csv": f"ClassId,ClassName\n0,run\n1,{JUMP}\n",
     "category.csv": f"category_id,category\n0,run\n1,{JUMP}\n",
+    "epic.csv": f"id,key,instances,category\n0,run,\"['run', 'dash']\",motion\n1,{JUMP},['hop'],motion\n",
     "foreign.csv": "ID;Bezeichnung\n0;run\n1;jump, high\n",
     "pandas.csv": f",name\n0,run\n1,{JUMP}\n",
     "excel.csv": "sep=;\nid;name;\n0;run;\n;;\n1;jump, high;\n",
