@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import random
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
+from pathlib import Path
 
 from m2clip.data.lists.rows import VideoItem
+from m2clip.errors import Notice
 
 
 def hold_out(items: Sequence[VideoItem], share: float = 0.2, seed: int = 0) -> tuple[list[int], list[int]]:
@@ -60,6 +63,27 @@ def _nearer(labels: Counter[int], wanted: Counter[int]) -> bool:
 def _spared(labels: Counter[int], left: Counter[int]) -> bool:
     """Whether every class keeps an item without a file."""
     return all(count < left[label] for label, count in labels.items())
+
+
+def tell_in_both(train: Sequence[VideoItem], val: Sequence[VideoItem]) -> None:
+    """Warn of videos that are trained on and scored by: files of one name, or parts of such, that are one file.
+
+    Args:
+        train: the videos of training.
+        val: those that are to be scored.
+    """
+    files: list[dict[str, set[Path]]] = [{}, {}]
+    for found, items in zip(files, (train, val), strict=True):
+        for item in items:
+            path = item.source or item.path
+            found.setdefault(path.name, set()).add(path)
+    # Only where names agree are files asked for, which takes long on a disk of a network.
+    names = files[0].keys() & files[1].keys()
+    real = ({os.path.realpath(path) for name in names for path in found[name]} for found in files)
+    both = set.intersection(*real)
+    if both:
+        line = f"videos for training and for scoring: {len(both)} are in both lists, such as {min(both)}"
+        warnings.warn(Notice(f"{line}; the score will be too good", in_both=len(both)), stacklevel=2)
 
 
 def shares(counts: Counter[int], share: float, rng: random.Random) -> Counter[int]:

@@ -5,7 +5,6 @@ They are made once. Whoever asks again for the same folder gets the same lists, 
 
 from __future__ import annotations
 
-import os
 import re
 import warnings
 from collections import Counter
@@ -114,10 +113,6 @@ def prepare_lists(
         problems.update(report.counts if report else {})
         where = val / val_split if val_split and val.is_dir() else val
         told.append(f"held out: the {len(held)} videos of {where}, to choose weights and to score by")
-        files = ({os.path.realpath(item.source or item.path) for item in one.items} for one in (found, held))
-        both = set.intersection(*files)
-        if both:
-            told.append(f"in both lists: {len(both)} videos, such as {min(both)}; the score will be too good")
     written = write_list(found, folder / "train.txt")
     other = None if held is None else write_list(held, folder / "val.txt")
     formats = {written.format} | ({other.format} if other else set())

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from m2clip.config import RunConfig
+from m2clip.data.hold_out import tell_in_both
 from m2clip.data.lists.annotations import Annotations
 from m2clip.data.lists.label_sets import match_key
 from m2clip.data.lists.splits import frequent_half
@@ -206,6 +207,7 @@ def _draw(config: RunConfig, shots: int, seed: int, val: ScoredSet) -> Annotatio
     found = named_list(config, named or None, config.data.train_split, config.data.classes)
     # Also where both have the same names: folders of different classes would number them differently.
     found = found.select_classes(val.class_names)
+    tell_in_both(found.items, val.annotations.items)
     return found if named != path else found.few_shot(shots, seed)
 
 

@@ -18,6 +18,7 @@ from m2clip.data.check.parts import check_parts
 from m2clip.data.clips import ClipDataset, ClipSettings, EpochSampler, collate
 from m2clip.data.episode_clips import EpisodeClips, EpisodeVideos
 from m2clip.data.episodes import EpisodeShape, class_videos
+from m2clip.data.hold_out import tell_in_both
 from m2clip.data.lists.annotations import Annotations, list_hash, load_annotations, packed_hash
 from m2clip.data.lists.label_sets import match_key
 from m2clip.data.loading import load
@@ -209,6 +210,7 @@ def datasets(
         return train, None
     val = named_list(config, config.data.val, config.data.val_split, class_names)
     distributed.by_main(lambda: check_parts(val, config.data.isolate))
+    distributed.by_main(lambda: tell_in_both(annotations.items, val.items))
     return train, ClipDataset(val, settings, training=False, seed=config.seed)
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from m2clip.data.hold_out import hold_out, shares
+from m2clip.data.hold_out import hold_out, shares, tell_in_both
 from m2clip.data.lists.rows import VideoItem
+from m2clip.data.segment import Segment
+from m2clip.errors import Notice
 
 
 def videos(*labels: int) -> list[VideoItem]:
@@ -93,3 +95,18 @@ def test_parts_that_a_pack_made_files_of_stay_together() -> None:
     ]
     train, held = hold_out(items)
     assert len(held) == 4 and not {items[n].source for n in train} & {items[n].source for n in held}
+
+
+def test_what_is_on_both_sides_is_told(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "v.mp4").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    train = [VideoItem(tmp_path / "a/v.mp4", 0, segment=Segment(0, 2))]
+    tell_in_both(train, [VideoItem(tmp_path / "b/v.mp4", 0)])
+    for other in (
+        VideoItem(tmp_path / "a/v.mp4", 0, segment=Segment(3, 4)),
+        VideoItem(tmp_path / "packed/v_3.mp4", 0, cut_from=tmp_path / "link/v.mp4"),
+    ):
+        with pytest.warns(Notice, match="1 are in both lists, such as .*a/v.mp4; the score will be too good"):
+            tell_in_both(train, [other])

@@ -15,6 +15,7 @@ from m2clip.errors import InputError
 from m2clip.protocols import own_videos
 from m2clip.protocols.own_videos import seconds_per_clip, train_on_videos
 from m2clip.towers.loading import bare_clip, load_clip
+from m2clip.train import checks
 from m2clip.train.stopping import Stopped
 
 CPU = torch.device("cpu")
@@ -71,7 +72,8 @@ def test_a_run_to_start_from_decides_before_the_rule(listed: Path, monkeypatch: 
     assert (config.model.method, config.data.num_frames, config.model.options["width"]) == ("st_adapter", 4, 24)
     assert (config.model.init, config.data.stride, config.model.clip) == (str(folder), 2, "tiny")
     # A run that has begun goes on without what it started from.
-    monkeypatch.setattr(own_videos, "list_checkpoints", lambda folder: [folder])
+    for module in (own_videos, checks):
+        monkeypatch.setattr(module, "list_checkpoints", lambda folder: [folder])
     shutil.rmtree(folder)
     assert plan_of(listed, init=folder)[:2] == (config, plan)
     monkeypatch.undo()

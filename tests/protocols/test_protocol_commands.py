@@ -57,7 +57,8 @@ def test_fewshot_prints_a_table_and_draws_it(capfd: pytest.CaptureFixture[str], 
     assert (tmp_path / "few_shot.png").stat().st_size > 10_000
     code, out, err = call(capfd, *words, "--json")
     results = json.loads(out)
-    assert (code, err) == (0, "") and results == read_record(tmp_path / "results.json")
+    assert code == 0 and err.count("12 are in both lists") == 1 == len(err.splitlines())
+    assert results.pop("in_both") == [12] and results == read_record(tmp_path / "results.json")
     shown = results["methods"]["M2-CLIP"]["2"]["top1"]
     assert f"{100 * shown['mean']:.1f} ± {100 * shown['std']:.1f}" in cells["M2-CLIP"]
     # The same settings under two names give the same numbers.
