@@ -158,14 +158,14 @@ class Mixer(MixerWeights):
                 *self.frames(h),
                 self.geometry.num_frames * h.shape[1] * h.shape[2],
                 *self.geometry.grid,
+                EVEN=self.geometry.grid[1] % 2 == 0,
                 **self._constants(h, tile, True),
             )
         return self._gradients(*parts) if need_w else []
 
     def layout(self, h: Tensor) -> Layout:
         """The kernels' constants."""
-        even = self.geometry.grid[1] % 2 == 0
-        return Layout(self.width, h.shape[2], int(self.geometry.class_token), self.geometry.patches_only, even)
+        return Layout(self.width, h.shape[2], int(self.geometry.class_token), self.geometry.patches_only)
 
     def frames(self, h: Tensor) -> tuple[int, int]:
         """Frames of a clip, tokens of a frame."""

@@ -190,6 +190,7 @@ def difference_backward_kernel(
     BLOCK_G: tl.constexpr,
     BLOCK_C: tl.constexpr,
     ADJACENT: tl.constexpr,
+    EVEN: tl.constexpr,
 ):
     """dh of frame t is the transposed convolution of du of frame t less that of frame t+1, so it is complete one frame
     later. The down-projection's bias, which joins the difference of h, is taken in at the end: a tap's sum gets it
@@ -212,7 +213,7 @@ def difference_backward_kernel(
         p_u += o_clip
     if SHARED:
         te = temporal_table(p_temporal, o_c, m_c, WIDTH)
-    here = patches(i_g, o_c, m_c, grid_height, grid_width, LAYOUT, BLOCK_G, ADJACENT)
+    here = patches(i_g, o_c, m_c, grid_height, grid_width, LAYOUT, BLOCK_G, ADJACENT, EVEN)
     taps = window(p_difference, here, o_c, m_c, WIDTH, True)
     b_zero = tl.zeros([BLOCK_G, BLOCK_C], dtype=tl.float32)
     b_taps = (b_zero, b_zero, b_zero, b_zero, b_zero, b_zero, b_zero, b_zero, b_zero)

@@ -20,7 +20,6 @@ class Layout(NamedTuple):
     COLUMNS: int  # C of h: 2R where each branch has its own columns, the temporal one first, else R
     CLASS: int  # class tokens of a frame
     PATCHES_ONLY: bool  # the temporal branch leaves out class tokens, too
-    EVEN: bool  # patches in a row of the grid are even in number
 
 
 @triton.jit
@@ -65,10 +64,19 @@ def table_row(p_table, k, o_c, m_c, WIDTH: tl.constexpr):
 
 @triton.jit
 def patches(
-    i_g, o_c, m_c, grid_height, grid_width, LAYOUT: tl.constexpr, BLOCK_G: tl.constexpr, ADJACENT: tl.constexpr
+    i_g,
+    o_c,
+    m_c,
+    grid_height,
+    grid_width,
+    LAYOUT: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    ADJACENT: tl.constexpr,
+    EVEN: tl.constexpr = False,
 ):
     """A block of groups: offsets in a frame of their first patches and of those above and below, or the group's own row
     again where the grid ends; which of the three exist; which patches of a line do; row and column of the first patch.
+    EVEN says that a row of the grid has an even number of them, and saves masks.
     """
     across = tl.cdiv(grid_width, ADJACENT)
     o_g = i_g * BLOCK_G + tl.arange(0, BLOCK_G)
@@ -81,7 +89,7 @@ def patches(
     o_rows += (o_below[:, None] * LAYOUT.COLUMNS + o_c[None, :],)  # type: ignore[assignment]
     m_line = (m_c[None, :] & (o_x > 0)[:, None], m_c[None, :] & tl.full([BLOCK_G, 1], 1, tl.int1))
     for i in tl.static_range(1, ADJACENT + 1):
-        if LAYOUT.EVEN and ADJACENT % 2 == 0 and i % 2 == 1:
+        if EVEN and ADJACENT % 2 == 0 and i % 2 == 1:
             m_line += (m_line[i],)  # type: ignore[assignment]  # of two patches both exist, or none
         else:
             m_line += (m_c[None, :] & (o_x + i < grid_width)[:, None],)  # type: ignore[assignment]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-import subprocess
+import sys
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,9 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
+import machine_code
 
 SHARED_MEMORY = {80: 163, 90: 227, 100: 227, 120: 99}  # KB a block may use
 TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
@@ -65,32 +67,25 @@ def fits(found: Any, architecture: int) -> bool:
 
 def spilled(found: Any, folder: Path) -> int:
     """Bytes of stack a thread uses, which is what does not fit into its registers."""
-    return _used(found, folder, "STACK")
+    return _used(found, folder).stack
 
 
 def registers(found: Any, folder: Path) -> int:
     """Registers of a thread."""
-    return _used(found, folder, "REG")
+    return _used(found, folder).registers
 
 
-def loop(found: Any, folder: Path) -> int:
-    """Instructions of the longest loop."""
+def frame_loop(found: Any, folder: Path) -> tuple[machine_code.Instruction, ...]:
+    """The instructions of the loop over frames."""
+    (code,) = machine_code.codes(_cubin(found, folder)).values()
+    return code.frame_loop()
+
+
+def _used(found: Any, folder: Path) -> machine_code.Resources:
+    (used,) = machine_code.resources(_cubin(found, folder)).values()
+    return used
+
+
+def _cubin(found: Any, folder: Path) -> Path:
     (folder / "kernel.cubin").write_bytes(found.asm["cubin"])
-    lines, length = _tool("nvdisasm", "-c", folder / "kernel.cubin").splitlines(), 0
-    instructions = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+(?!NOP)\S.*;")
-    for label, first in ((line, i) for i, line in enumerate(lines) if re.match(r"\.L\w+:", line)):
-        jumps = [i for i, line in enumerate(lines) if i > first and f"BRA `({label[:-1]})" in line]
-        if jumps:
-            length = max(length, sum(map(bool, map(instructions.match, lines[first : jumps[-1] + 1]))))
-    return length
-
-
-def _used(found: Any, folder: Path, what: str) -> int:
-    (folder / "kernel.cubin").write_bytes(found.asm["cubin"])
-    report = _tool("cuobjdump", "--dump-resource-usage", folder / "kernel.cubin")
-    return int(re.search(rf"{what}:(\d+)", report)[1])
-
-
-def _tool(name: str, *arguments: str | Path) -> str:
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
-    return subprocess.run([tool, *arguments], capture_output=True, text=True, check=True).stdout
+    return folder / "kernel.cubin"

@@ -29,7 +29,7 @@ def compile_tile(
         "up": (value, value, None if shared else value),
         "dim": "i32:16",
     }
-    blocks |= {"RESIDUAL": True, "LAYOUT": Layout(width, width if shared else 2 * width, 1, False, True)}
+    blocks |= {"RESIDUAL": True, "LAYOUT": Layout(width, width if shared else 2 * width, 1, False)}
     return compiled(kernel, architecture, types, blocks, num_warps=config.warps, num_stages=config.stages)
 
 
