@@ -21,7 +21,7 @@ EXAMPLE = """  m2clip compare runs/a runs/b
   m2clip compare runs/a/eval_test_predictions.csv runs/b/eval_test_predictions.csv --out changed.csv
 
 a run folder stands for the *predictions.csv in it, which m2clip eval and m2clip train write."""
-SHOWN = 5  # classes, and videos, of each kind
+SHOWN = 5  # classes of each kind
 
 
 def add_parser(commands: Any) -> None:

@@ -192,11 +192,12 @@ def _evaluate(args: argparse.Namespace) -> None:
     output = Path(args.output) if args.output else folder or Path("runs") / models.FROZEN
     device = distributed.init(device=args.device)
     try:
+        named = _named_list(args)
         if folder is not None:
             # Before anything is rendered: a mistaken name is told at once.
             model = models.open_run(folder, args)
         with results_folder(args, output) as (output, kept):
-            annotations = _read_list(args, output)
+            annotations = _rendered_list(args, output) if named is None else named
             lists = _episodes(args, annotations, output)
             if folder is None:
                 model = models.open_frozen(args, annotations.class_names or ())
@@ -214,16 +215,21 @@ def _evaluate(args: argparse.Namespace) -> None:
         distributed.shutdown()
 
 
-def _read_list(args: argparse.Namespace, output: Path) -> Annotations:
-    from m2clip.data.lists.annotations import load_annotations
-
+def _named_list(args: argparse.Namespace) -> Annotations | None:
+    """The videos of --list; None with --built-in."""
     if (args.list is None) == (args.built_in is None):
         raise InputError("give either --list, the videos of the new classes, or --built-in")
-    if args.built_in is None:
-        found = models.read_list(args, args.classes)
-        if found.class_names is None:
-            raise InputError(f"{args.list} has class numbers only: give their names with --classes")
-        return found
+    if args.built_in is not None:
+        return None
+    found = models.read_list(args, args.classes)
+    if found.class_names is None:
+        raise InputError(f"{args.list} has class numbers only: give their names with --classes")
+    return found
+
+
+def _rendered_list(args: argparse.Namespace, output: Path) -> Annotations:
+    from m2clip.data.lists.annotations import load_annotations
+
     folder = _render(args, output)
     return load_annotations(
         folder / "novel_val.txt", root=folder, format="list", class_names=folder / "novel_classes.csv"

@@ -8,7 +8,7 @@ from typing import Any
 
 from m2clip.commands.shared import models
 from m2clip.commands.shared.parsing import add_clip, add_command, add_device, add_json, add_list, add_views
-from m2clip.commands.shared.segment_scoring import check_segments, score_segments
+from m2clip.commands.shared.segment_scoring import check_segments, read_segments, score_segments
 from m2clip.commands.shared.time_stamps import add_windows, check_windows, windows_of
 from m2clip.files.folders import check_apart
 
@@ -50,14 +50,17 @@ def run(args: argparse.Namespace) -> None:
     folder = Path(args.run_folder)
     device = distributed.init(device=args.device)
     try:
-        model = models.open_run(folder, args, load_class_names(args.classes) if args.classes else None)
-        config = models.run_config(args, folder)
-        if args.segments is not None:
-            score_segments(args, device, config, models.candidates(args, model), Path(args.output or folder))
-            return
-        annotations = models.read_list(args, model.class_names)
-        stem = f"eval_{list_name(args.list, args.split)}"
-        output = Path(args.output) if args.output else folder
-        score(args, device, config, annotations, models.candidates(args, model), model.class_names, output, stem)
+        named = load_class_names(args.classes) if args.classes else None
+        names = named or models.run_class_names(folder)
+        # Lists before the model, which takes longer.
+        annotations = models.read_list(args, names) if args.segments is None else None
+        segments = read_segments(args, names) if annotations is None else None
+        candidates = models.candidates(args, models.open_run(folder, args, named))
+        config, output = models.run_config(args, folder), Path(args.output or folder)
+        if segments is not None:
+            score_segments(args, device, config, candidates, segments, output)
+        elif annotations is not None:
+            stem = f"eval_{list_name(args.list, args.split)}"
+            score(args, device, config, annotations, candidates, names, output, stem)
     finally:
         distributed.shutdown()

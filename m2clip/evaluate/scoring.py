@@ -280,8 +280,9 @@ def _score_videos(
 def _answer(probabilities: Tensor, label: int) -> Answer:
     """What the probabilities (C,) of a head say of a video of class `label`."""
     order = rank_classes(probabilities).tolist()
-    best = tuple((number, float(probabilities[number])) for number in order[:BEST])
-    return Answer(best, order.index(label), float(probabilities[label]))
+    scores = probabilities.tolist()  # at once: a number at a time waits for a GPU each time
+    best = tuple((number, scores[number]) for number in order[:BEST])
+    return Answer(best, order.index(label), scores[label])
 
 
 def _check_labels(items: Sequence[Any], names: list[str]) -> None:

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from m2clip.evaluate.tables import VALIDATION
+from m2clip.files.kept_work import TABLES
 from m2clip.train.state import list_checkpoints
 from tests.train.training_run import read_losses
 
@@ -145,8 +147,10 @@ def assert_same_result(folder: Path, other: Path) -> None:
     assert sorted(path.name for path in folder.glob("eval_*.json")) == evaluations and len(evaluations) == EPOCHS
     for name in evaluations:
         assert (folder / name).read_bytes() == (other / name).read_bytes(), name
-    left = {path.name for path in folder.rglob("*") if path.name.endswith(".partial") or path.name.startswith(".")}
-    assert left <= {".tables"}  # the digests of what evaluations have written
+    left = [path for path in folder.rglob("*") if path.name.endswith(".partial") or path.name.startswith(".")]
+    # What tells the table of predictions from one that a user has changed.
+    assert left == [folder / TABLES]
+    assert (folder / VALIDATION).read_bytes() == (other / VALIDATION).read_bytes()
 
 
 def _run(

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import torch
 
+import m2clip
 from m2clip.config import load_config
 from m2clip.data.built_in import rendered_set
 from m2clip.errors import InputError
 from m2clip.protocols import own_videos
 from m2clip.protocols.runs import Contender, ProtocolFolder, Reporter
 from m2clip.towers import weight_sources
-from m2clip.towers.loading import check_clip
+from m2clip.towers.loading import check_clip, load_clip
 from m2clip.train.checks import check_model
 from tests.commands.calls import call, one_line
 
@@ -67,6 +68,18 @@ def test_a_list_is_found_missing_before_the_model_is_loaded(
         monkeypatch.setattr(f"m2clip.commands.shared.models.{opener}", never)
     names = ("--labels", "a", "b") if command == "label" else ()
     assert "nowhere" in one_line(call(capfd, command, tmp_path / "nowhere", tmp_path / "out", *names))
+
+
+@pytest.mark.parametrize("words", [("eval", "--list"), ("eval", "--segments"), ("episodes", "eval", "--list")])
+def test_what_is_scored_is_found_missing_before_the_model_is_loaded(
+    words: tuple[str, ...], tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = m2clip.save_adapters(
+        m2clip.create_model("m2clip", load_clip("tiny"), ["a", "b"], 4, width=8), tmp_path / "run"
+    )
+    monkeypatch.setattr("m2clip.commands.shared.models.open_run", never)
+    more = ("--window", "1") if "--segments" in words else ()
+    assert "nowhere" in one_line(call(capfd, *words[:-1], run, words[-1], tmp_path / "nowhere", *more))
 
 
 def test_a_clip_is_checked_without_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,8 +54,7 @@ def open_run(folder: Path, args: argparse.Namespace, class_names: list[str] | No
     Raises:
         InputError: no run folder, damaged files, a CLIP that does not fit, or class names other than the given ones.
     """
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such run folder; m2clip train writes one")
+    _check_run(folder)
     for option in ("frames", "image_size"):
         if getattr(args, option, None) is not None:
             name = option.replace("_", "-")
@@ -76,6 +75,24 @@ def open_run(folder: Path, args: argparse.Namespace, class_names: list[str] | No
     size = saved.get("image_size")
     clip = load_clip(name, weights, tokenizer=tokenizer, offline=args.pretrained is None, image_size=size)
     return load_adapters(folder, clip, class_names=class_names)
+
+
+def run_class_names(folder: Path) -> list[str]:
+    """The class names of a run folder, whose model takes longer to load.
+
+    Raises:
+        InputError: no run folder, or damaged files.
+    """
+    from m2clip.checkpoints.adapters import read_adapter_config
+
+    _check_run(folder)
+    names: list[str] = read_adapter_config(folder)["class_names"]
+    return names
+
+
+def _check_run(folder: Path) -> None:
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such run folder; m2clip train writes one")
 
 
 def open_labelled(args: argparse.Namespace, folder: Path | None, names: list[str] | None) -> VideoModel:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from m2clip.commands.shared.output import FAILURES_SHOWN, console, percent, print_json, print_line, table
 from m2clip.commands.shared.scoring import list_name, results_folder
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from m2clip.config import RunConfig
     from m2clip.evaluate.detection import DetectionResult, Interval
     from m2clip.methods import VideoModel
+
+    Segments: TypeAlias = tuple[list[Interval], dict[str, Path]]
 
 
 def check_segments(args: argparse.Namespace) -> None:
@@ -34,6 +36,7 @@ def score_segments(
     device: Any,
     config: RunConfig,
     candidates: Sequence[tuple[str, VideoModel]],
+    segments: Segments,
     output: Path,
 ) -> None:
     """Evaluate models on the same long videos, and report.
@@ -43,15 +46,16 @@ def score_segments(
         device: torch.device.
         config: how frames are read and transformed.
         candidates: (name, model) pairs.
+        segments: as `read_segments` gives them.
         output: folder of the JSON file.
 
     Raises:
-        InputError: a file of segments that is none, labels that no model knows, or no video that can be read.
+        InputError: no video that can be read.
     """
     from m2clip import distributed
     from m2clip.evaluate.detection import detection_result
 
-    true, videos = _read(args, candidates[0][1].class_names)
+    true, videos = segments
     results: list[tuple[str, DetectionResult]] = []
     with results_folder(args, output) as (folder, kept):
         path = folder / f"segments_{list_name(args.segments, args.split)}.json"
@@ -68,8 +72,16 @@ def score_segments(
             _report(args, results, failures, path if kept else None)
 
 
-def _read(args: argparse.Namespace, class_names: Sequence[str]) -> tuple[list[Interval], dict[str, Path]]:
-    """The true segments, and the file of each video, which may have none."""
+def read_segments(args: argparse.Namespace, class_names: Sequence[str]) -> Segments:
+    """The true segments, and the file of each video, which may have none.
+
+    Args:
+        args: parsed arguments of `m2clip eval`.
+        class_names: those of the run.
+
+    Raises:
+        InputError: a file of segments that is none, or labels that the run does not know.
+    """
     from m2clip.data.lists.annotations import detect_format, load_annotations
     from m2clip.data.lists.formats import ClassLookup
     from m2clip.data.lists.on_disk import Disk
